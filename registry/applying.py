@@ -1,0 +1,346 @@
+"""Applying a transform: a run is recorded as started, done in a child process, and recorded as finished or failed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mreg.registry import datasets, queries, scratch
+from mreg.registry.checkout import check_out
+from mreg.registry.digests import Digest
+from mreg.registry.errors import MregError
+from mreg.registry.events import Content, InputUsed, RunFailed, RunFinished, RunStarted
+from mreg.registry.folder import IncompleteModel, NoModel, UnsafeModel, look
+from mreg.registry.importing import is_there, take_in
+from mreg.registry.references import move_ref
+from mreg.registry.revs import check_ref_name
+from mreg.registry.safetensors_header import MalformedSafetensors
+from mreg.registry.steps import Ready, Request, prepare
+from mreg.registry.transform import Job, JobDataset, JobInput, Outcome, Report
+from mreg.registry.versions import Version
+
+if TYPE_CHECKING:
+    from mreg.registry.reading import Reader
+    from mreg.registry.registry import Registry
+
+
+class TransformFailed(MregError):
+    """The work itself failed; the run is recorded as failed and left no version."""
+
+    exit_code = 6
+
+
+BAD_MODEL = (NoModel, UnsafeModel, IncompleteModel, MalformedSafetensors)
+"""What is wrong with an output folder that is no model."""
+
+
+class Interrupted(MregError):
+    """Somebody stopped the work; the run is recorded as interrupted and left no version."""
+
+    exit_code = 130
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What a step came to. `unchanged` says that the output is its own source, `cached` that nothing was run.
+
+    `disproves` is an earlier output of the very same step that had other weights: its determinism class is wrong.
+    `fused` are the steps before it that made whole models of adapters; `parents` has what they gave.
+    """
+
+    version: Version
+    is_new: bool
+    parents: tuple[Version, ...]
+    transform: str
+    params: dict[str, Any]
+    facts: dict[str, Any]
+    cached: bool
+    unchanged: bool
+    disproves: Version | None
+    event: int
+    wall_s: float | None
+    bytes_added: int
+    fused: tuple[Applied, ...] = ()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a step would do; `answer` is the version that the log would answer it with, without running anything.
+
+    `first` are the steps that would come before it.
+    """
+
+    step: Ready
+    answer: Version | None
+    first: tuple[Planned, ...] = ()
+
+
+def plan(registry: Registry, request: Request) -> Planned:
+    """Every check that `apply` makes before it runs, and whether the log knows the answer."""
+    return _planned(registry, prepare(registry, request))
+
+
+def _planned(registry: Registry, ready: Ready) -> Planned:
+    first = tuple(_planned(registry, step) for step in ready.fuse_first)
+    fused = {before.step.source.digest: before.answer for before in first if before.answer is not None}
+    known = _known(registry, ready.on(fused)) if len(fused) == len(first) else None
+    return Planned(ready, None if known is None else known[0], first)
+
+
+def apply(
+    registry: Registry, request: Request, *, ref: str | None, fresh: bool, message: str, report: Report
+) -> Applied:
+    """Run a step and record it, or answer it from the log. Raises TransformFailed, Interrupted, or what is wrong."""
+    if ref is not None:
+        check_ref_name(ref)
+    reap(registry)
+    ready = prepare(registry, request)
+    fused = [(step.source, _do(registry, step, False, _before(ready), report)) for step in ready.fuse_first]
+    ready = ready.on({adapter.digest: done.version for adapter, done in fused})
+    applied = replace(_do(registry, ready, fresh, message, report), fused=tuple(done for _, done in fused))
+    if ref is not None:
+        move_ref(registry, ref, applied.version, reason="apply", message=message)
+    return applied
+
+
+def _do(registry: Registry, ready: Ready, fresh: bool, message: str, report: Report) -> Applied:
+    """Answer a step from the log, or run it."""
+    known = _known(registry, ready)
+    return _answer(ready, known) if known and not fresh else _run(registry, ready, known, message, report)
+
+
+def _before(ready: Ready) -> str:
+    return f"before {ready.transform.name}, which takes a whole model"
+
+
+def reap(registry: Registry) -> list[str]:
+    """Record as interrupted the runs whose process is gone without a word; return their ids."""
+    started = registry.log.ask(lambda reader: reader.rows("SELECT id FROM run WHERE status = 'started'"))
+    dead = [row["id"] for row in started if not scratch.is_alive(registry.root, row["id"])]
+    for run in dead:
+        registry.log.decide(partial(_reaped, run=run))
+    scratch.sweep(registry.root)
+    registry.store.sweep(before=time.time() - 3600)
+    return dead
+
+
+def _reaped(reader: Reader, *, run: str) -> RunFailed | None:
+    """The end of a run whose process is gone, unless it ended properly, or was reaped, since somebody looked."""
+    row = reader.one("SELECT status FROM run WHERE id = ?", [run])
+    if row is None or row["status"] != "started":
+        return None
+    return RunFailed(run=run, error="the process that ran it ended without a word", interrupted=True)
+
+
+def lay_out_job(
+    registry: Registry, ready: Ready, run: str, folder: Path, *, given: dict[Digest, Path] | None = None
+) -> Job:
+    """Check out a step's inputs and data into `folder`, as a job; `given` has inputs that are laid out already."""
+    inputs = []
+    for place, (role, version) in enumerate(ready.inputs):
+        path = (given or {}).get(version.digest)
+        if path is None:
+            path = folder / "inputs" / f"{place}-{role}"
+            check_out(registry.manifest(version), registry.store, path, durable=False)
+        inputs.append(JobInput(role=role, digest=version.digest, path=path, adapter=version.adapter))
+    rows = []
+    for place, dataset in enumerate(ready.datasets):
+        path = folder / f"data-{place}.jsonl"
+        datasets.lay_out(registry, dataset.digest, path)
+        rows.append(
+            JobDataset(name=dataset.name, digest=dataset.digest, path=path, rows=dataset.rows, columns=dataset.columns)
+        )
+    output = folder / "output"
+    output.mkdir()
+    return Job(
+        id=run,
+        transform=ready.transform.name,
+        params=ready.params,
+        inputs=tuple(inputs),
+        datasets=tuple(rows),
+        output=output,
+        seed=ready.seed,
+        threads=ready.threads,
+        device=ready.device,
+        portable=ready.portable,
+    )
+
+
+def _run(
+    registry: Registry, ready: Ready, known: tuple[Version, dict[str, Any]] | None, message: str, report: Report
+) -> Applied:
+    run = registry.log.new_id()
+    with registry.scratch(run) as folder:
+        job = lay_out_job(registry, ready, run, folder)
+        registry.log.append(_started(ready, run, message), id=run)
+        began = time.monotonic()
+        try:
+            outcome = registry.engine.run(job, report)
+            if outcome.error is not None:
+                raise _failure(registry, ready, run, outcome, outcome.error)
+            try:
+                kept = keep(
+                    registry,
+                    job.output,
+                    by=f"{ready.transform.name}, run {run}",
+                    made=job.made,
+                    trust={mark for _, version in ready.inputs for mark in version.marks},
+                    printed=outcome.log,
+                )
+            except BAD_MODEL as error:
+                raise _failure(registry, ready, run, outcome, f"it gave no sound model: {error.message}") from error
+            content = kept.content
+        except BaseException as error:
+            record_failure(registry, run, error, time.monotonic() - began)
+            if isinstance(error, KeyboardInterrupt):
+                name = ready.transform.name
+                raise Interrupted(f"{name} was stopped", fix="nothing was kept; run it again to start over") from error
+            raise
+        # Still inside the scratch folder: a reaper would take a started run without one for dead.
+        was_there = is_there(registry, content.digest)
+        disproved = known[0] if known and known[0].weights != content.weights else None
+        recorded = registry.log.append(
+            RunFinished(
+                run=run,
+                content=content,
+                base=ready.base if content.adapter else None,
+                marks=kept.marks,
+                facts=outcome.facts,
+                environment=outcome.environment,
+                wall_s=round(outcome.wall_s, 3),
+                disproves=disproved.digest if disproved else None,
+                made=kept.made,
+                log=kept.log,
+            )
+        )
+    version = registry.log.ask(lambda reader: queries.version(reader, content.digest))
+    return Applied(
+        version=version,
+        is_new=not was_there,
+        parents=tuple(parent for _, parent in ready.inputs),
+        transform=ready.transform.name,
+        params=ready.params,
+        facts=outcome.facts,
+        cached=False,
+        unchanged=version.weights == ready.source.weights and not version.adapter,
+        disproves=disproved,
+        event=recorded.seq,
+        wall_s=outcome.wall_s,
+        bytes_added=kept.bytes_added,
+    )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is in the store of a run that went well."""
+
+    content: Content
+    marks: tuple[str, ...]
+    made: tuple[Digest, ...]
+    log: Digest | None
+    bytes_added: int
+
+
+def keep(
+    registry: Registry,
+    output: Path,
+    *,
+    by: str,
+    made: Path,
+    trust: Iterable[str],
+    exclude: tuple[str, ...] = (),
+    printed: Path | None = None,
+) -> Kept:
+    """Store what a run left in `output` and the datasets in `made`; `by` says which run it was, for people.
+
+    Code and pickles that the inputs were trusted with may come out again: `trust` has their marks.
+    """
+    listing = look(output, exclude=exclude, trust=set(trust))  # type: ignore[arg-type]  # marks are what `trust` takes
+    with registry.store.batch() as batch:
+        content = take_in(listing, batch, lambda done, total: None)
+        log = batch.put_bytes(printed.read_bytes()) if printed is not None else None
+    found = [
+        datasets.add(registry, path, name="", message="", source=f"made by {by}")
+        for path in sorted(made.glob("*.jsonl"))
+    ]
+    return Kept(content, listing.marks, tuple(dataset.digest for dataset in found), log, batch.bytes_added)
+
+
+def _started(ready: Ready, run: str, message: str) -> RunStarted:
+    return RunStarted(
+        run=run,
+        key=ready.key,
+        transform=ready.transform.name,
+        transform_version=ready.transform.version,
+        code=ready.code,
+        determinism=ready.transform.determinism,
+        params=ready.params,
+        inputs=tuple(InputUsed(role=role, digest=version.digest) for role, version in ready.inputs),
+        datasets=tuple(dataset.digest for dataset in ready.datasets),
+        seed=ready.seed,
+        threads=ready.threads,
+        device=ready.device,
+        portable=ready.portable,
+        message=message,
+    )
+
+
+def _failure(registry: Registry, ready: Ready, run: str, outcome: Outcome, why: str) -> TransformFailed:
+    """The error of a run that gave nothing; what the run printed is kept where it can be read."""
+    fix = "nothing was recorded but the failure"
+    if outcome.log is not None and outcome.log.exists():
+        kept = registry.root / "failed" / f"{run}.log"
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_bytes(outcome.log.read_bytes())
+        fix = f"what it printed is in {kept}"
+    return TransformFailed(f"{ready.transform.name} failed: {why}", fix=fix)
+
+
+def record_failure(
+    registry: Registry, run: str, error: BaseException, wall_s: float, environment: dict[str, Any] | None = None
+) -> None:
+    """Record that a run gave nothing, and why."""
+    interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
+    said = "interrupted" if interrupted else str(error) or type(error).__name__
+    registry.log.append(
+        RunFailed(
+            run=run,
+            error=said,
+            interrupted=interrupted,
+            environment=environment or {},
+            wall_s=round(wall_s, 3),
+        )
+    )
+
+
+def _known(registry: Registry, ready: Ready) -> tuple[Version, dict[str, Any]] | None:
+    """The newest finished run of the very same step, with its output."""
+
+    def look_up(reader: Any) -> tuple[Version, dict[str, Any]] | None:
+        sql = "SELECT * FROM run WHERE key = ? AND status = 'finished' ORDER BY ended_seq DESC LIMIT 1"
+        row = reader.one(sql, [ready.key])
+        return None if row is None else (queries.version(reader, row["output"]), row)
+
+    return registry.log.ask(look_up)
+
+
+def _answer(ready: Ready, known: tuple[Version, dict[str, Any]]) -> Applied:
+    version, row = known
+    return Applied(
+        version=version,
+        is_new=False,
+        parents=tuple(parent for _, parent in ready.inputs),
+        transform=ready.transform.name,
+        params=ready.params,
+        facts=row["facts"],
+        cached=True,
+        unchanged=version.weights == ready.source.weights and not version.adapter,
+        disproves=None,
+        event=row["ended_seq"],
+        wall_s=row["wall_s"],
+        bytes_added=0,
+    )

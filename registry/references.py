@@ -1,0 +1,107 @@
+"""Refs: names that move, every move an event, none of them lost to a race."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from mreg.registry import queries
+from mreg.registry.errors import Refused
+from mreg.registry.revs import check_ref_name
+from mreg.registry.versions import Version
+
+if TYPE_CHECKING:
+    from mreg.registry.digests import Digest
+    from mreg.registry.events import RefMoved
+    from mreg.registry.reading import Reader
+    from mreg.registry.registry import Registry
+
+Reason = Literal["set", "import", "apply", "record", "rollback", "delete"]
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A ref's move. `event` is None when it already was where it should go."""
+
+    ref: str
+    old: Version | None
+    new: Version | None
+    event: int | None
+
+
+def set_ref(registry: Registry, name: str, version: Version, *, message: str) -> Moved:
+    """Point a name at a version."""
+    return move_ref(registry, name, version, reason="set", message=message)
+
+
+def delete_ref(registry: Registry, name: str, *, message: str) -> Moved:
+    """Take a name away. Raises UnknownRev when there is none."""
+
+    def nowhere(reader: Reader) -> None:
+        if name not in queries.refs(reader):
+            raise queries.unknown_ref(reader, name)
+
+    return _move(registry, name, nowhere, reason="delete", message=message)
+
+
+def rollback(registry: Registry, name: str, *, to: Version | None, message: str) -> Moved:
+    """Point a name where it was before its last move; asked again, it goes further back. A deleted one comes back.
+
+    With `to`, at that version, which it must have named once. Raises Refused when there is nothing to go back to.
+    """
+
+    def before(reader: Reader) -> Version:
+        moves = [(move["reason"], move["new"]) for move in reversed(queries.ref_log(reader, name))]
+        if to is None:
+            return queries.version(reader, earlier(name, moves))
+        if to.digest not in {new for _, new in moves}:
+            raise Refused(
+                f"{name} never was at {to}", fix=f"`mreg ref log {name}` shows where, `mreg ref set` goes anywhere"
+            )
+        return to
+
+    return _move(registry, name, before, reason="rollback", message=message)
+
+
+def earlier(name: str, moves: Sequence[tuple[str, Digest | None]]) -> Digest:
+    """Where a rollback of a ref that made these moves, each `(reason, new)`, goes. Raises Refused.
+
+    The moves are an undo stack: one forward pushes, a rollback pops. Being deleted is a place that is not gone back to.
+    """
+    stack: list[Digest | None] = []
+    for reason, new in moves:
+        if reason == "rollback" and new in stack:
+            del stack[len(stack) - stack[::-1].index(new) :]
+        elif not stack or stack[-1] != new:
+            stack.append(new)
+    found = next((place for place in reversed(stack[:-1]) if place is not None), None)
+    if found is None:
+        raise Refused(f"{name} has nowhere to go back to", fix=f"`mreg ref log {name}` shows its moves")
+    return found
+
+
+def move_ref(registry: Registry, name: str, version: Version, *, reason: Reason, message: str) -> Moved:
+    """Record that a name moves from where it is to `version`; nothing is recorded when it is there already."""
+    return _move(registry, name, lambda _: version, reason=reason, message=message)
+
+
+def _move(
+    registry: Registry, name: str, target: Callable[[Reader], Version | None], *, reason: Reason, message: str
+) -> Moved:
+    check_ref_name(name)
+    old: Version | None = None
+    new: Version | None = None
+
+    def decision(reader: Reader) -> RefMoved | None:
+        from mreg.registry.events import RefMoved
+
+        nonlocal old, new
+        old, new = queries.refs(reader).get(name), target(reader)
+        before, after = (version.digest if version else None for version in (old, new))
+        if before == after:
+            return None
+        return RefMoved(ref=name, old=before, new=after, reason=reason, message=message)
+
+    recorded = registry.log.decide(decision)
+    return Moved(name, old, new, recorded.seq if recorded else None)

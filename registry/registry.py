@@ -1,0 +1,461 @@
+"""The registry: what mreg can do, joined from the log, the store and whatever runs the work. Light to import."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mreg.registry import config, queries
+from mreg.registry.digests import Digest
+from mreg.registry.graph import Lineage
+from mreg.registry.log import Log
+from mreg.registry.versions import Version
+
+if TYPE_CHECKING:
+    from mreg.registry.applying import Applied, Planned
+    from mreg.registry.checking import Findings
+    from mreg.registry.comparing import Difference
+    from mreg.registry.datasets import Dataset
+    from mreg.registry.folder import Mark
+    from mreg.registry.importing import Imported
+    from mreg.registry.manifest import Manifest
+    from mreg.registry.objects import ObjectStore
+    from mreg.registry.queries import TrainedOn
+    from mreg.registry.reading import Reader
+    from mreg.registry.recipe import Step
+    from mreg.registry.references import Moved
+    from mreg.registry.replaying import Heard, Replay, ReplayPlan
+    from mreg.registry.transform import Engine, Report
+    from mreg.registry.work import Work
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+class Registry:
+    """One registry. Every method that takes a rev takes a Version as well; reads see all that was acknowledged."""
+
+    def __init__(self, root: Path, log: Log, engine: Engine | None = None) -> None:
+        self.root = root
+        self.log = log
+        self._engine = engine
+
+    @classmethod
+    def init(
+        cls, directory: Path | str = ".", *, message: str = "", engine: Engine | None = None, **services: Any
+    ) -> Registry:
+        """Make `.mreg` inside `directory` (made if missing). Raises AlreadyThere. `services` are those of `open`."""
+        from mreg.registry.events import RegistryCreated
+
+        identity = str(uuid.uuid4())
+        with config.created(Path(directory), registry_id=identity) as hidden:
+            log = _log(hidden, **services)
+            log.create()
+            log.append(RegistryCreated(registry=identity, message=message))
+        return cls.open(directory, engine=engine, **services)
+
+    @classmethod
+    def open(cls, place: Path | str | None = None, *, engine: Engine | None = None, **services: Any) -> Registry:
+        """The registry in `place` (a folder that holds `.mreg`, or `.mreg` itself), by default found upwards from here.
+
+        `services`: `clock` and `new_id` (functions giving an ISO 8601 UTC time and a UUID), `actor`, `wait` (seconds to
+        wait for a busy registry, 30) and `notify` (told of waits and repairs, one line each). `engine` runs the
+        transforms, by default on this machine. Raises NoRegistry.
+        """
+        root = config.find(place).absolute()
+        config.read(root)
+        return cls(root, _log(root, **services), engine)
+
+    @property
+    def store(self) -> ObjectStore:
+        """The objects."""
+        from mreg.registry.objects import ObjectStore
+
+        return ObjectStore(self.root / "objects")
+
+    @property
+    def engine(self) -> Engine:
+        """What runs transforms, through the entry point `mreg.engines: local`; started when first asked for."""
+        if self._engine is None:
+            from mreg.registry.engines import load_engine
+
+            self._engine = load_engine("local", state=self.root)
+        return self._engine
+
+    def close(self) -> None:
+        """End what was started for this registry. Nothing is lost without it."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def __enter__(self) -> Registry:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Reading
+
+    def version(self, rev: str | Version) -> Version:
+        """The version that a rev names. Raises UnknownRev and MalformedName."""
+        if isinstance(rev, Version):
+            return rev
+        return self.log.ask(lambda reader: queries.resolve(reader, rev))
+
+    def versions(self) -> list[Version]:
+        """Every version, by number."""
+        return self.log.ask(queries.versions)
+
+    def show(self, rev: str | Version) -> dict[str, Any]:
+        """One version whole: its fields, parents, run, refs, datasets, children and replays."""
+        return self.log.ask(lambda reader: queries.show(reader, queries.resolve(reader, rev)))
+
+    def listing(self) -> list[dict[str, Any]]:
+        """Every version with its parents, transform, params and refs, by number."""
+        return self.log.ask(queries.listing)
+
+    def history(self, rev: str | Version | None = None, *, limit: int | None = None) -> list[dict[str, Any]]:
+        """The steps that lead to a version, newest first; without one, those of every version."""
+
+        def question(reader: Reader) -> list[dict[str, Any]]:
+            return queries.history(reader, None if rev is None else queries.resolve(reader, rev), limit)
+
+        return self.log.ask(question)
+
+    def events(self, after: int = 0) -> list[dict[str, Any]]:
+        """The raw log after an event's seq."""
+        return self.log.ask(lambda reader: queries.events(reader, after))
+
+    def lineage(self, rev: str | Version) -> Lineage:
+        """The graph around a version: all its ancestors and descendants."""
+        return self.log.ask(lambda reader: queries.lineage(reader, queries.resolve(reader, rev).digest))
+
+    def family(self, rev: str | Version, *, up: bool = True, down: bool = True) -> tuple[Lineage, list[dict[str, Any]]]:
+        """The graph of a version's ancestors, descendants or both, and what it says of each version, as `nodes`."""
+        return self.log.ask(
+            lambda reader: queries.family(reader, queries.resolve(reader, rev).digest, up=up, down=down)
+        )
+
+    def nodes(self, versions: Collection[Digest]) -> list[dict[str, Any]]:
+        """What a graph says of each of these versions: number, refs, transform, params; by number."""
+        return self.log.ask(lambda reader: queries.nodes(reader, versions))
+
+    def recipe(self, rev: str | Version) -> Sequence[Step]:
+        """The steps that lead to a version, each after its inputs."""
+        version = self.version(rev)
+        return self.log.ask(lambda reader: queries.recipe(reader, version.digest))
+
+    def refs(self) -> dict[str, Version]:
+        """Where each name points now, by name."""
+        return self.log.ask(queries.refs)
+
+    def ref_log(self, name: str) -> list[dict[str, Any]]:
+        """Every move of a ref, newest first. Raises UnknownRef."""
+        return self.log.ask(lambda reader: queries.ref_log(reader, name))
+
+    def datasets(self) -> Sequence[Dataset]:
+        """Every dataset that is known, in order of appearance."""
+        from mreg.registry.datasets import known
+
+        return self.log.ask(known)
+
+    def trained_on(self, dataset: str) -> tuple[Dataset, TrainedOn]:
+        """Every version that was made with a dataset, by its name or digest, and everything that came of those.
+
+        Raises UnknownDataset.
+        """
+        from mreg.registry import datasets
+
+        def question(reader: Reader) -> tuple[Dataset, TrainedOn]:
+            found = datasets.known_as(reader, dataset)
+            if found is None:
+                raise datasets.unknown(reader, dataset)
+            return found, queries.trained_on(reader, found.digest)
+
+        return self.log.ask(question)
+
+    def sql(self, statement: str) -> tuple[Sequence[str], Sequence[tuple[Any, ...]]]:
+        """Column names and rows of a read-only SELECT over the projections, with no way out of the database."""
+        from mreg.registry.sandbox import select
+
+        self.log.ask(lambda reader: None)
+        return select(self.log.path, statement, wait=self.log.wait)
+
+    def manifest(self, rev: str | Version) -> Manifest:
+        """The files and tensors of a version."""
+        from mreg.registry.manifest import Manifest
+
+        return Manifest.from_bytes(self.store.read_bytes(self.version(rev).manifest))
+
+    # Writing
+
+    def import_model(
+        self,
+        source: Path | str,
+        *,
+        ref: str | None = None,
+        base: str | Version | None = None,
+        exclude: Iterable[str] = (),
+        trust: Iterable[Mark] = (),
+        follow_symlinks: bool = False,
+        message: str = "",
+        report: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Imported:
+        """Bring a model folder, a weights file or `hf:org/name[@revision]` in as a version."""
+        from mreg.registry.importing import import_model
+
+        return import_model(
+            self,
+            source,
+            ref=ref,
+            base=base,
+            exclude=tuple(exclude),
+            trust=frozenset(trust),
+            follow_symlinks=follow_symlinks,
+            message=message,
+            report=report,
+        )
+
+    def apply(
+        self,
+        transform: str,
+        source: str | Version,
+        *,
+        others: Iterable[str | Version | tuple[str, str | Version]] = (),
+        data: Iterable[str | Path] = (),
+        ref: str | None = None,
+        seed: int = 0,
+        threads: int | None = None,
+        device: str = "auto",
+        portable: bool = False,
+        fresh: bool = False,
+        message: str = "",
+        report: Report = lambda progress: None,
+        **params: Any,
+    ) -> Applied:
+        """Run a transform on `source`. `others` fill its further roles in order, or by `(role, version)`."""
+        from mreg.registry.applying import apply
+        from mreg.registry.steps import Request
+
+        request = Request(transform, source, tuple(others), tuple(data), params, seed, threads, device, portable)
+        return apply(self, request, ref=ref, fresh=fresh, message=message, report=report)
+
+    def plan(
+        self,
+        transform: str,
+        source: str | Version,
+        *,
+        others: Iterable[str | Version | tuple[str, str | Version]] = (),
+        data: Iterable[str | Path] = (),
+        seed: int = 0,
+        threads: int | None = None,
+        device: str = "auto",
+        portable: bool = False,
+        **params: Any,
+    ) -> Planned:
+        """What `apply` would do with the same arguments, every check made and nothing run or recorded."""
+        from mreg.registry.applying import plan
+        from mreg.registry.steps import Request
+
+        return plan(
+            self, Request(transform, source, tuple(others), tuple(data), params, seed, threads, device, portable)
+        )
+
+    def record_version(
+        self,
+        output: Path | str,
+        *,
+        transform: str,
+        source: str | Version,
+        others: Iterable[str | Version | tuple[str, str | Version]] = (),
+        data: Iterable[str | Path] = (),
+        params: dict[str, Any] | None = None,
+        ref: str | None = None,
+        exclude: Iterable[str] = (),
+        trust: Iterable[Mark] = (),
+        message: str = "",
+        report: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Applied:
+        """Record a folder that was made elsewhere from `source` as the output of a step that mreg did not run."""
+        from mreg.registry.recording import record_version
+
+        return record_version(
+            self,
+            Path(output),
+            transform=transform,
+            source=source,
+            others=tuple(others),
+            data=tuple(data),
+            params=params or {},
+            ref=ref,
+            exclude=tuple(exclude),
+            trust=frozenset(trust),
+            message=message,
+            report=report,
+        )
+
+    def record(
+        self,
+        transform: str,
+        source: str | Version,
+        *,
+        others: Iterable[str | Version | tuple[str, str | Version]] = (),
+        data: Iterable[str | Path] = (),
+        params: dict[str, Any] | None = None,
+        ref: str | None = None,
+        exclude: Iterable[str] | None = None,
+        trust: Iterable[Mark] = (),
+        message: str = "",
+    ) -> AbstractContextManager[Work]:
+        """`with registry.record("my-sft", source=v) as run:` records what the block makes of `source` as a step.
+
+        The block reads `run.input` and `run.data` and writes a model into `run.output`. `exclude` are globs of files
+        in there to leave out, by default what trainers leave beside a model.
+        """
+        from mreg.registry.folder import TRAINERS_LEAVE
+        from mreg.registry.work import record
+
+        return record(
+            self,
+            transform,
+            source=source,
+            others=tuple(others),
+            data=tuple(data),
+            params=params or {},
+            ref=ref,
+            exclude=TRAINERS_LEAVE if exclude is None else tuple(exclude),
+            trust=frozenset(trust),
+            message=message,
+        )
+
+    def add_dataset(self, path: Path | str, *, name: str = "", message: str = "") -> Dataset:
+        """Add the rows of a JSONL, JSON, CSV, TSV, Parquet or text file, or of `hf:org/name[@revision][:split]`."""
+        from mreg.registry.datasets import add
+
+        return add(self, Path(path), name=name, message=message)
+
+    def set_ref(self, name: str, rev: str | Version, *, message: str = "") -> Moved:
+        """Point a name at a version."""
+        from mreg.registry.references import set_ref
+
+        return set_ref(self, name, self.version(rev), message=message)
+
+    def delete_ref(self, name: str, *, message: str = "") -> Moved:
+        """Take a name away; its moves stay in the log."""
+        from mreg.registry.references import delete_ref
+
+        return delete_ref(self, name, message=message)
+
+    def rollback(self, name: str, *, to: str | Version | None = None, message: str = "") -> Moved:
+        """Point a name where it was before its last move forward, or at a version that it once named."""
+        from mreg.registry.references import rollback
+
+        return rollback(self, name, to=None if to is None else self.version(to), message=message)
+
+    def check_out(
+        self, rev: str | Version, folder: Path | str, *, report: Callable[[int, int], None] = lambda done, total: None
+    ) -> Version:
+        """Write a version's files into a new folder, byte for byte."""
+        from mreg.registry.checkout import check_out
+
+        version = self.version(rev)
+        check_out(self.manifest(version), self.store, Path(folder), report, durable=False)
+        return version
+
+    def diff(
+        self,
+        a: str | Version,
+        b: str | Version,
+        *,
+        weights: bool = True,
+        report: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Difference:
+        """What changed from `a` to `b`: recipe, files and tensors; with `weights`, by how much."""
+        from mreg.registry.comparing import diff
+
+        return diff(self, self.version(a), self.version(b), weights=weights, report=report)
+
+    def replay_plan(self, rev: str | Version, *, from_base: bool = False) -> ReplayPlan:
+        """What `replay` would do, and whether everything that it needs is there."""
+        from mreg.registry.replaying import plan
+
+        return plan(self, self.version(rev), from_base=from_base)
+
+    def replay(
+        self,
+        rev: str | Version,
+        *,
+        from_base: bool = False,
+        tolerance: float = 1e-3,
+        threads: int | None = None,
+        message: str = "",
+        report: Heard = lambda step, said: None,
+    ) -> Replay:
+        """Do the chain that led to a version again, judge every step, and record the verdicts."""
+        from mreg.registry.replaying import replay
+
+        return replay(
+            self,
+            self.version(rev),
+            from_base=from_base,
+            tolerance=tolerance,
+            threads=threads,
+            message=message,
+            report=report,
+        )
+
+    def fsck(self, *, repair: bool = False, report: Callable[[int, int], None] = lambda done, total: None) -> Findings:
+        """Check the chain, the fold and every object; with `repair`, mend what can be proved."""
+        from mreg.registry.checking import fsck
+
+        return fsck(self, repair=repair, report=report)
+
+    def rebuild(self) -> int:
+        """Drop the projections and fold them again from the journal; return how many events there are."""
+        return self.log.rebuild()
+
+    def load(self, rev: str | Version, **options: Any) -> PreTrainedModel | PeftModel:
+        """The version as a transformers model; `options` go to `from_pretrained`."""
+        from mreg.registry.loading import load
+
+        return load(self, self.version(rev), **options)
+
+    @contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """A folder of our own under `.mreg/tmp`, held by a lock while in use and removed at the end."""
+        from mreg.registry.scratch import scratch
+
+        with scratch(self.root, name) as folder:
+            yield folder
+
+
+def _log(
+    root: Path,
+    *,
+    clock: Callable[[], str] | None = None,
+    new_id: Callable[[], str] | None = None,
+    actor: str | None = None,
+    wait: float = 30.0,
+    notify: Callable[[str], None] = lambda line: None,
+) -> Log:
+    return Log(
+        root,
+        clock=clock or (lambda: datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")),
+        new_id=new_id or (lambda: str(uuid.uuid4())),
+        actor=actor or f"{_user()}@{os.uname().nodename}",
+        wait=wait,
+        notify=notify,
+    )
+
+
+def _user() -> str:
+    # A container may run under a number that no account has.
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid{os.getuid()}"

@@ -1,0 +1,72 @@
+"""Bytes gone through in bounded memory, from a file or from what is already held.
+
+They are read with `pread` into one small buffer and not mapped: mapped pages would count as the process's memory, and a
+file cut short by somebody else would kill the process with SIGBUS where a read just ends early.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from mreg.registry.digests import Buffer
+
+CHUNK = 1 << 20
+"""Bytes held at a time: few enough to stay in the processor's cache between being read and being hashed."""
+
+
+class Data(Protocol):
+    """Bytes that can be gone through more than once."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes there are."""
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The bytes in order. A chunk is valid until the next one is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """`size` bytes of an open file, from `start`."""
+
+    fd: int
+    start: int
+    size: int
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The bytes in order. Raises EOFError when the file ends before the span does."""
+        buffer = memoryview(bytearray(min(CHUNK, self.size)))
+        done = 0
+        while done < self.size:
+            wanted = min(CHUNK, self.size - done)
+            count = os.preadv(self.fd, [buffer[:wanted]], self.start + done)
+            if count == 0:
+                raise EOFError(f"the file ends {self.size - done} bytes early")
+            done += count
+            yield buffer[:count]
+
+
+class Held:
+    """Bytes already in memory."""
+
+    def __init__(self, data: Buffer) -> None:
+        self._data = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
+
+    @property
+    def size(self) -> int:
+        """How many bytes there are."""
+        return len(self._data)
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The bytes as one chunk."""
+        yield self._data
+
+
+def write_all(fd: int, data: Buffer) -> None:
+    """Write every byte of `data` where `fd` stands."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]

@@ -1,0 +1,194 @@
+"""The tables, as SQLModel: the events and every projection of them. The schema has one home, and this is it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Column
+from sqlmodel import Field, SQLModel
+
+
+def _json() -> Any:
+    return Field(sa_column=Column(JSON, nullable=True))
+
+
+def _big(*, primary_key: bool = False) -> Any:
+    return Field(sa_column=Column(BigInteger, primary_key=primary_key, autoincrement=False, nullable=True))
+
+
+class EventRow(SQLModel, table=True):
+    """One event, as the journal has it."""
+
+    __tablename__ = "event"
+    seq: int = _big(primary_key=True)
+    id: str = Field(unique=True)
+    kind: str
+    recorded_at: str
+    actor: str
+    payload: dict[str, Any] = _json()
+    prev: str
+    hash: str
+
+
+class VersionRow(SQLModel, table=True):
+    """One model content; `number` is its place in order of first appearance."""
+
+    __tablename__ = "version"
+    digest: str = Field(primary_key=True)
+    number: int = Field(unique=True)
+    manifest: str
+    weights: str
+    files: int
+    tensors: int
+    parameters: int = _big()
+    bytes: int = _big()
+    adapter: bool
+    architecture: str
+    base: str | None
+    marks: list[str] = _json()
+    origin: str
+    transform: str | None
+    run: str | None
+    source: str | None
+    message: str
+    seq: int = _big()
+    recorded_at: str
+
+
+class RunRow(SQLModel, table=True):
+    """One attempt at a transform; `mode` is `apply`, `work` (of somebody's own code) or `recorded` (done elsewhere)."""
+
+    __tablename__ = "run"
+    id: str = Field(primary_key=True)
+    mode: str
+    status: str
+    key: str | None
+    transform: str
+    transform_version: int | None
+    code: str | None
+    determinism: str | None
+    params: dict[str, Any] = _json()
+    inputs: list[dict[str, Any]] = _json()
+    datasets: list[str] = _json()
+    seed: int | None = _big()
+    threads: int | None
+    device: str | None
+    portable: bool | None
+    output: str | None
+    error: str | None
+    facts: dict[str, Any] = _json()
+    environment: dict[str, Any] = _json()
+    wall_s: float | None
+    made: list[str] = _json()
+    log: str | None
+    actor: str
+    message: str
+    started_seq: int = _big()
+    started_at: str
+    ended_seq: int | None = _big()
+    ended_at: str | None
+
+
+class EdgeRow(SQLModel, table=True):
+    """`child` was made from `parent`, by a run, in a role."""
+
+    __tablename__ = "edge"
+    run: str = Field(primary_key=True)
+    role: str = Field(primary_key=True)
+    position: int = Field(primary_key=True)
+    parent: str
+    child: str
+    transform: str
+    seq: int = _big()
+
+
+class RefRow(SQLModel, table=True):
+    """Where a name points now."""
+
+    __tablename__ = "ref"
+    name: str = Field(primary_key=True)
+    digest: str
+    seq: int = _big()
+    recorded_at: str
+
+
+class RefMoveRow(SQLModel, table=True):
+    """Every move that a name ever made."""
+
+    __tablename__ = "ref_move"
+    seq: int = _big(primary_key=True)
+    ref: str
+    old: str | None
+    new: str | None
+    reason: str
+    message: str
+    recorded_at: str
+    actor: str
+
+
+class DatasetRow(SQLModel, table=True):
+    """Rows that a transform or an evaluation reads."""
+
+    __tablename__ = "dataset"
+    digest: str = Field(primary_key=True)
+    rows: int = _big()
+    bytes: int = _big()
+    columns: list[str] = _json()
+    format: str
+    source: str
+    seq: int = _big()
+    recorded_at: str
+
+
+class DatasetNameRow(SQLModel, table=True):
+    """What a dataset's name means now."""
+
+    __tablename__ = "dataset_name"
+    name: str = Field(primary_key=True)
+    digest: str
+    seq: int = _big()
+
+
+class RunDatasetRow(SQLModel, table=True):
+    """`child` was made with `dataset`."""
+
+    __tablename__ = "run_dataset"
+    run: str = Field(primary_key=True)
+    position: int = Field(primary_key=True)
+    dataset: str
+    child: str
+
+
+class ReplayRow(SQLModel, table=True):
+    """One time that a chain was done again, and what it came to; `verdict` is null while it runs."""
+
+    __tablename__ = "replay"
+    id: str = Field(primary_key=True)
+    version: str
+    from_base: bool
+    tolerance: float
+    verdict: str | None
+    steps: list[dict[str, Any]] = _json()
+    environment: dict[str, Any] = _json()
+    actor: str
+    started_seq: int = _big()
+    started_at: str
+    ended_seq: int | None = _big()
+    ended_at: str | None
+
+
+TABLES: dict[str, type[SQLModel]] = {
+    str(row.__tablename__): row
+    for row in (
+        EventRow,
+        VersionRow,
+        RunRow,
+        EdgeRow,
+        RefRow,
+        RefMoveRow,
+        DatasetRow,
+        DatasetNameRow,
+        RunDatasetRow,
+        ReplayRow,
+    )
+}

@@ -1,0 +1,227 @@
+"""What a transform is and what it is handed: the port between the registry and whatever runs the work."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from mreg.registry.errors import MregError
+from pydantic import BaseModel, ConfigDict
+
+Determinism = Literal["exact", "same-machine", "statistical"]
+"""`exact`: the same bytes on any machine. `same-machine`: the same weights for the same threads, packages and CPU
+capability. `statistical`: the same quality."""
+
+Facts = dict[str, Any]
+"""What a run measured about itself (JSON): losses, sizes, tokens, estimated FLOPs."""
+
+
+class Params(BaseModel):
+    """The typed options of a transform; subclass it, give every field a default or not, and a description."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class FileText:
+    """Marks a text field of params, as in `Annotated[str, FileText()]`, for which a command line takes a file.
+
+    The params, and so the log, hold the text itself and no path.
+    """
+
+
+P = TypeVar("P", bound=Params)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One role that a model version plays in a transform.
+
+    `derived` inputs are not asked for: they are the base version that the adapter in `source` fits. `optional` ones may
+    be left out. An adapter given where a `model` is taken is fused into its base first, in a step of its own.
+    """
+
+    role: str
+    help: str
+    many: bool = False
+    takes: Literal["model", "adapter", "any"] = "model"
+    derived: bool = False
+    optional: bool = False
+
+
+class JobInput(BaseModel):
+    """A version checked out for a job: a folder that the job may read and must not change."""
+
+    model_config = ConfigDict(frozen=True)
+
+    role: str
+    digest: str
+    path: Path
+    adapter: bool = False
+
+
+class JobDataset(BaseModel):
+    """A dataset laid out for a job: a JSON Lines file, one row a line, in its recorded order."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    digest: str
+    path: Path
+    rows: int
+    columns: tuple[str, ...]
+
+
+class Job(BaseModel):
+    """Everything that one run needs, self-contained: the same file could be handed to a cluster."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    transform: str
+    params: dict[str, Any]
+    inputs: tuple[JobInput, ...]
+    datasets: tuple[JobDataset, ...] = ()
+    output: Path
+    seed: int
+    threads: int
+    device: str
+    portable: bool
+
+    def path(self, role: str) -> Path:
+        """The folder of the one input with this role."""
+        (only,) = self.paths(role)
+        return only
+
+    @property
+    def made(self) -> Path:
+        """A folder, to be created, for datasets that the run makes besides its model: each `NAME.jsonl` is recorded."""
+        return self.output.parent / "made"
+
+    def paths(self, role: str) -> list[Path]:
+        """The folders of all inputs with this role, in the order that the user gave."""
+        return [given.path for given in self.inputs if given.role == role]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. `note` is short and for people: `loss 2.31`."""
+
+    done: int
+    total: int
+    note: str = ""
+
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What can be known of an input before any work starts, without reading weights: for `Transform.check`.
+
+    `config` is the parsed config.json (or adapter_config.json), empty when there is none; `tensors` maps names to
+    `(dtype, shape)`; `files` are the relative paths, and `read` gives the bytes of one that holds no weights.
+    """
+
+    role: str
+    name: str
+    adapter: bool
+    config: Mapping[str, Any]
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+    files: tuple[str, ...]
+    read: Callable[[str], bytes]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What can be known of a dataset before any work starts. Iterating gives the rows, as often as asked."""
+
+    name: str
+    columns: tuple[str, ...]
+    count: int
+    read: Callable[[], Iterator[dict[str, Any]]]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.read()
+
+
+@dataclass(frozen=True)
+class Transform(Generic[P]):
+    """A named, versioned operation: models (and data) in, one model out.
+
+    The name is that of the module which defines `run`, the summary that module's first line. `version` is raised when
+    the same inputs would give other bytes. `check` raises a MregError for what can be known to fail before work starts.
+    `fits` is the role of the input that an adapter which comes out fits. `surroundings` tells what a run depends on
+    besides its job, for the recorded environment.
+    """
+
+    params: type[P]
+    inputs: tuple[Input, ...]
+    determinism: Determinism
+    version: int
+    run: Callable[[Job, P, Report], Facts]
+    datasets: Literal["none", "optional", "required"] = "none"
+    check: Callable[[P, tuple[Material, ...], tuple[Rows, ...]], None] | None = None
+    fits: str = "source"
+    surroundings: Callable[[P], dict[str, Any]] | None = None
+
+    @property
+    def name(self) -> str:
+        """The command: the file's name."""
+        return self.run.__module__.rpartition(".")[2]
+
+    @property
+    def summary(self) -> str:
+        """One line for people: the first of the module's docstring."""
+        return (sys.modules[self.run.__module__].__doc__ or self.name).strip().splitlines()[0]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. `error` is None when the output folder is complete; `log` is what it printed, for people."""
+
+    facts: Facts
+    environment: dict[str, Any]
+    wall_s: float
+    error: str | None = None
+    log: Path | None = None
+
+
+class UnknownTransform(MregError):
+    """No transform has this name."""
+
+    exit_code = 4
+
+
+class BadParams(MregError):
+    """An option of a transform is unknown, missing or out of range."""
+
+    exit_code = 2
+
+
+class Engine(Protocol):
+    """What finds transforms and runs jobs. Found through the entry-point group `mreg.engines`."""
+
+    def names(self) -> list[str]:
+        """Every transform there is, sorted."""
+
+    def find(self, name: str) -> Transform[Any]:
+        """The transform called `name`. Raises UnknownTransform, with the nearest names."""
+
+    def broken(self) -> dict[str, str]:
+        """The names of transforms from outside packages that cannot be used, and why."""
+
+    def code(self, name: str) -> str:
+        """The digest of the source that `name` runs."""
+
+    def run(self, job: Job, report: Report) -> Outcome:
+        """Do the work in a child process. Raises KeyboardInterrupt after having ended the child."""
+
+    def close(self) -> None:
+        """End what was started. The engine may be used again afterwards."""
+
+    def environment(self, *, threads: int, portable: bool, device: str) -> dict[str, Any]:
+        """What a job would run under here and now, in the same terms as `Outcome.environment`."""
