@@ -1,0 +1,220 @@
+"""The engine that runs jobs in child processes of this machine, so that a crash or a Ctrl-C never takes the log along.
+
+It keeps one fork server for every (threads, portable): the bits depend on both, and they can only be set before torch
+is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from mreg.registry.errors import MregError
+from mreg.registry.transform import Job, Outcome, Progress, Report, Transform
+from mreg.transforms import _catalog, _environment
+
+
+class EngineBroken(MregError):
+    """The child process that runs transforms does not start."""
+
+    exit_code = 12
+
+
+class LocalEngine:
+    """Finds transforms and runs their jobs here.
+
+    `state` is a private folder: what libraries cache goes there, not into the user's home. A job's `job.json` and
+    `log.txt` stand beside its output folder. Servers start on first use and end with `close`, with the `with` block
+    or with this process, however that ends.
+    """
+
+    def __init__(self, *, state: Path) -> None:
+        self.state = state.absolute()
+        self._servers: dict[tuple[int, bool], _Server] = {}
+        self._finalizer = weakref.finalize(self, _end_all, self._servers)
+
+    def __enter__(self) -> LocalEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def names(self) -> list[str]:
+        """Every transform there is, sorted."""
+        return _catalog.names()
+
+    def find(self, name: str) -> Transform[Any]:
+        """The transform called `name`. Raises UnknownTransform with the nearest names, or BrokenTransform."""
+        return _catalog.find(name)
+
+    def broken(self) -> dict[str, str]:
+        """The names of outside transforms that cannot be used, and why."""
+        return _catalog.broken()
+
+    def code(self, name: str) -> str:
+        """The digest of the source that `name` runs."""
+        return _catalog.code(name)
+
+    def environment(self, *, threads: int, portable: bool, device: str) -> dict[str, Any]:
+        """What a job would run under here and now, in the same terms as `Outcome.environment`."""
+        described: dict[str, Any] = {}
+        with self._asking(threads, portable) as server:
+            for message in server.ask({"environment": {"threads": threads, "device": device}}):
+                if "environment" in message:
+                    described = message["environment"]
+        if not described:
+            raise EngineBroken(f"the device {device!r} does not work here", fix="leave the device at `auto`")
+        return described
+
+    def run(self, job: Job, report: Report) -> Outcome:
+        """Do the work in a child process. Raises KeyboardInterrupt after having ended the child."""
+        assert job.output.is_absolute(), "a child works in another folder"
+        path, log = job.output.with_name("job.json"), job.output.with_name("log.txt")
+        path.write_text(job.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+        facts: dict[str, Any] = {}
+        environment: dict[str, Any] = {}
+        error: str | None = "it ended without a result"
+        with self._asking(job.threads, job.portable) as server:
+            start = time.perf_counter()
+            try:
+                for message in server.ask({"job": str(path)}):
+                    if "progress" in message:
+                        report(Progress(*message["progress"]))
+                    elif "environment" in message:
+                        environment = message["environment"]
+                    elif "finished" in message:
+                        facts, error = message["finished"], None
+                    elif "failed" in message:
+                        error = message["failed"]
+                    elif message.get("ended"):
+                        error = _died(message["ended"])
+            except EngineBroken as broken:
+                error = str(broken)
+        return Outcome(
+            facts=facts,
+            environment=environment,
+            wall_s=time.perf_counter() - start,
+            error=error,
+            log=log if log.exists() else None,
+        )
+
+    def close(self) -> None:
+        """End the servers, and what they run. The engine may be used again afterwards."""
+        _end_all(self._servers)
+
+    @contextlib.contextmanager
+    def _asking(self, threads: int, portable: bool) -> Iterator[_Server]:
+        key = (threads, portable)
+        if key in self._servers and not self._servers[key].is_alive():
+            self._servers.pop(key).end()
+        if key not in self._servers:
+            self._servers[key] = _Server(
+                _environment.variables(os.environ, state=self.state, threads=threads, portable=portable)
+            )
+        try:
+            yield self._servers[key]
+        except BaseException:
+            # Interrupted in the middle of an answer it is of no further use, and its child must end.
+            self._servers.pop(key).end()
+            raise
+
+
+class _Server:
+    """Our end of one fork server."""
+
+    def __init__(self, variables: dict[str, str]) -> None:
+        self._lock = threading.Lock()
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the server
+        # A session of its own: Ctrl-C in the terminal is for us to handle. `-P`: nothing is imported from the cwd.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "mreg.transforms._server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=variables,
+            start_new_session=True,
+        )
+        try:
+            first = self._next()
+        except BaseException:
+            # It is still importing and hears nothing, and has no child yet that could be left behind.
+            self._process.kill()
+            self.end()
+            raise
+        if "broken" in first:
+            self.end()
+            raise EngineBroken(
+                f"transforms cannot run: {first['broken']}",
+                fix="reinstall mreg with its dependencies: `pip install mreg`",
+            )
+
+    def ask(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """What the server sends until the child that it forked for `request` has ended."""
+        with self._lock:
+            assert self._process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # Then `_next` tells why.
+                self._process.stdin.write(json.dumps(request).encode() + b"\n")
+                self._process.stdin.flush()
+            while True:
+                message = self._next()
+                yield message
+                if "ended" in message:
+                    return
+
+    def is_alive(self) -> bool:
+        """Whether it can be asked anything."""
+        return self._process.poll() is None
+
+    def end(self) -> None:
+        """Kill the running child, if any, and wait for the server to be gone."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()
+
+    def _next(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            try:
+                message: dict[str, Any] = json.loads(line)
+            except ValueError:
+                continue  # Blank, or half a line of a child that was killed: the end of that child follows.
+            return message
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").strip().splitlines()
+        raise EngineBroken(
+            f"the process that runs transforms ended by itself ({said[-1] if said else 'it said nothing'})",
+            fix="try again; if it was out of memory, with fewer programs open",
+        )
+
+
+def _end_all(servers: dict[tuple[int, bool], _Server]) -> None:
+    while servers:
+        servers.popitem()[1].end()
+
+
+def _died(status: int) -> str:
+    if status < 0:
+        return f"killed by signal {-status}" + (" (out of memory?)" if status == -9 else "")
+    return f"it ended with exit status {status}"
