@@ -1,0 +1,147 @@
+"""`mreg show`: one version whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from mreg.cli import screen, steps, text
+from mreg.cli.command import Call, Command
+
+_MODES = {"recorded": " (recorded, done elsewhere)", "work": " (recorded while it was done)"}
+_ENVIRONMENT = ("python", "torch", "transformers", "peft", "trl", "cpu", "cpu_capability", "platform")
+
+
+@click.command(cls=Command, short_help="Show one version whole.", example="mreg show prod")
+@click.argument("rev", help="The version.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curves of its training into a .png."
+)
+@click.pass_obj
+def show(call: Call, rev: str, plot: Path | None) -> None:
+    """Show one version: what it is, how it was made, what was measured, what came of it."""
+    with call.open() as registry:
+        row = registry.show(rev)
+    if plot is not None:
+        _draw(plot, row)
+    if call.json:
+        screen.emit(_document(row))
+        return
+    title = f"{screen.ink(row['version'], 'yellow', bold=True)} {steps.refs(row)}".rstrip()
+    screen.line(f"{title}  {text.clean(row['architecture'])}")
+    for name, pairs in (
+        ("", _what(row)),
+        ("made by", _how(row)),
+        ("measured", _facts(row)),
+        ("compute", _compute(row)),
+        ("since", _since(row)),
+    ):
+        kept = [(key, shown) for key, shown in pairs if shown]
+        if kept:
+            if name:
+                screen.line(f"\n{screen.ink(name, bold=True)}")
+            screen.pairs(kept, indent="  ")
+
+
+def _document(row: Mapping[str, Any]) -> dict[str, Any]:
+    document = steps.document(row)
+    more = (
+        "files",
+        "tensors",
+        "manifest",
+        "base",
+        "inputs",
+        "children",
+        "data",
+        "run",
+        "also_made_by",
+        "replays",
+        "compute",
+    )
+    return {**document, **{name: row[name] for name in more}, "facts": (row["run"] or {}).get("facts") or {}}
+
+
+def _what(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "digest", row["digest"]
+    yield "weights", row["weights"]
+    counts = f"{text.amount(row['parameters'])} parameters in {text.plural(row['tensors'], 'tensor')}"
+    yield "size", f"{text.size(row['bytes'])}, {text.plural(row['files'], 'file')}, {counts}"
+    yield "fits", row.get("base_version") or ""
+    yield "trusted", screen.ink(", ".join(row["marks"]), "magenta")
+    yield "recorded", f"{text.moment(row['recorded_at'])} UTC, event {row['seq']}"
+    yield "message", text.clean(row["message"])
+
+
+def _how(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    run = row["run"]
+    if run is None:
+        yield "import", text.clean(row["source"] or "")
+        return
+    by = " ".join(f"{one['role']}={one['version']}" for one in row["inputs"])
+    yield text.clean(run["transform"]), by + _MODES.get(run["mode"], "")
+    for one in row["data"]:
+        yield "data", f"{text.clean(one['name'] or one['digest'][:12])}, {text.plural(one['rows'], 'row')}"
+    for name, value in (run["params"] or {}).items():
+        yield text.clean(name), text.brief(text.value(value))
+    if run["mode"] == "apply":
+        portable = ", portable" if run["portable"] else ""
+        yield (
+            "seed",
+            f"{run['seed']}, {text.plural(run['threads'], 'thread')}{portable}, device {text.clean(run['device'])}",
+        )
+        yield "promise", f"{run['determinism']}, version {run['transform_version']}"
+    yield "took", text.seconds(run["wall_s"]) if run["wall_s"] is not None else ""
+    environment = run["environment"] or {}
+    if code := environment.get("code"):
+        changed = ", with changes that are not committed" if code.get("diff") else ""
+        yield "code", text.clean(code["commit"][:12] or "in no git commit") + changed
+    yield "with", ", ".join(f"{name} {text.value(environment[name])}" for name in _ENVIRONMENT if environment.get(name))
+    yield "actor", text.clean(run["actor"])
+
+
+def _facts(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in ((row["run"] or {}).get("facts") or {}).items():
+        yield text.clean(name), text.brief(text.fact(name, value))
+
+
+def _compute(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    step, all_steps = row["compute"]["step"], row["compute"]["lineage"]
+    if step["runs"]:
+        yield "this step", _taken(step)
+    if all_steps["runs"] > step["runs"]:
+        yield "with all before", f"{_taken(all_steps)}, in {text.plural(all_steps['runs'], 'step')}"
+
+
+def _taken(took: Mapping[str, Any]) -> str:
+    parts = [
+        f"{text.amount(took['tokens'])} tokens" if took["tokens"] else "",
+        f"{took['flops']:.3g} FLOPs" if took["flops"] else "",
+        text.seconds(took["wall_s"]) if took["wall_s"] is not None else "",
+    ]
+    return ", ".join(part for part in parts if part) or "untold"
+
+
+def _draw(path: Path, row: Mapping[str, Any]) -> None:
+    from mreg.cli import plot
+
+    facts = (row["run"] or {}).get("facts") or {}
+    curves = {text.clean(name): points for name, value in facts.items() if (points := text.curve(value))}
+    plot.draw(path, f"{row['version']} {text.clean(row['transform'] or 'import')}", curves)
+
+
+def _since(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "children", ", ".join(f"{one['version']} ({text.clean(one['transform'])})" for one in row["children"])
+    for one in row["also_made_by"]:
+        yield "made again", f"by {text.clean(one['transform'])} on {text.moment(one['ended_at'])}"
+    replays = row["replays"]
+    if replays:
+        good = [one for one in replays if one["verdict"] in ("bytes", "tensors", "close")]
+        machines = len({(one["environment"] or {}).get("cpu") for one in good})
+        times = {1: "once", 2: "twice"}.get(len(good), f"{len(good)} times")
+        on = f", on {machines} kinds of machine" if machines > 1 else ""
+        last = replays[-1]
+        yield "reproduced", f"{times}{on}" if good else screen.ink("never", "red")
+        base = " from the base" if last["from_base"] else ""
+        yield "last replay", f"{last['verdict']}{base}, {text.moment(last['ended_at'])} UTC"
