@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 MODEL := .venv/.model
 
-.PHONY: demo test check lint types bench docs docs-check clean
+.PHONY: demo test test-real check lint types bench docs docs-check clean
 
 $(STAMP): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -c 'import sys; sys.exit("mreg needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 …" if sys.version_info < (3, 11) else 0)'
@@ -23,6 +23,9 @@ demo: $(MODEL)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+test-real: $(MODEL)
+	$(BIN)/python -m pytest --override-ini 'addopts=-v --strict-markers --import-mode=importlib' --durations 0 tests/real
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
