@@ -25,7 +25,7 @@ def tell(call: Call, done: Applied, *, ref: str | None) -> None:
     version = done.version
     parents = " ".join(parent.name for parent in done.parents)
     name = screen.ink(version.name, "yellow", bold=True)
-    named = f" ({screen.ink(text.clean(ref), 'green')})" if ref else ""
+    named = f" ({screen.ink(text.clean(ref), 'green')})" if ref and done.refused is None else ""
     screen.line(f"{name}{named}  {done.transform} {parents}  {text.params(steps.telling(done.params))}".rstrip())
     about = [
         screen.ink(version.digest[:12], dim=True),
@@ -40,6 +40,11 @@ def tell(call: Call, done: Applied, *, ref: str | None) -> None:
     screen.pairs([(key, shown) for key, shown in facts if shown], indent="  ")
     for words in _remarks(done):
         screen.line("  " + screen.ink(words, "magenta"))
+    for one in done.judged:
+        mark = screen.ink("holds", "green") if one.holds else screen.ink("fails", "red", bold=True)
+        screen.line(f"  {mark}  {text.clean(one.words)}")
+    if done.refused is not None:
+        screen.note(f"mreg: {done.refused}")
     if done.disproves is not None:
         screen.note(
             f"warning: the very same step gave {done.disproves.name} before, with other weights: "
@@ -57,7 +62,20 @@ def document(done: Applied, ref: str | None) -> dict[str, Any]:
         "transform": done.transform,
         "params": done.params,
         "facts": done.facts,
-        "ref": ref,
+        "ref": ref if done.refused is None else None,
+        "guards": [
+            {
+                "guard": one.guard,
+                "holds": one.holds,
+                "value": one.value,
+                "reference": one.reference,
+                "other": one.other.name if one.other else None,
+                "words": one.words,
+                "event": one.event,
+            }
+            for one in done.judged
+        ],
+        "refused": str(done.refused) if done.refused is not None else None,
         "is_new": done.is_new,
         "cached": done.cached,
         "unchanged": done.unchanged,
@@ -76,7 +94,9 @@ def _remarks(done: Applied) -> list[str]:
         for one in done.fused
     ]
     if done.unchanged:
-        remarks.append(f"nothing changed: the weights are those of {done.parents[0].name}")
+        is_same = done.version.digest == done.parents[0].digest
+        what = "nothing changed" if is_same else "only files beside the weights changed"
+        remarks.append(f"{what}: the weights are those of {done.parents[0].name}")
     if done.cached:
         remarks.append(f"answered from the log (event {done.event}), nothing was run; --fresh runs it")
     elif not done.is_new:

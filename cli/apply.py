@@ -11,10 +11,14 @@ import click
 from mreg.cli import applied, screen, text
 from mreg.cli.command import MESSAGE, Call, Command, Group, suggestion
 from mreg.registry.errors import MregError
-from mreg.registry.transform import BadParams, Transform
+from mreg.registry.transform import LAUNCHERS, Asked, BadParams, Transform
 
 # What Registry.apply calls its own arguments, spelled as options.
 _RESERVED = ("--transform", "--source", "--others", "--ref", "--report", "--json", "--help")
+
+
+_GOING_ON = ("save_steps", "resume")
+_SHARING = ("processes", "launcher")
 
 
 class BadConfig(MregError):
@@ -67,10 +71,13 @@ class TransformCommand(Command):
         from mreg.cli import catalog
 
         shown = self.get_params(ctx)
+        going_on = [one for one in shown[self.own :] if one.name in (*_GOING_ON, *_SHARING)]
+        everywhere = [one for one in shown[self.own :] if one not in going_on]
         sections = {
             "Inputs": list(catalog.inputs(self.transform)),
             f"Options of {self.name}": [record for one in shown[: self.own] if (record := one.get_help_record(ctx))],
-            "Options of every transform": [record for one in shown[self.own :] if (record := one.get_help_record(ctx))],
+            "Options of every training": [record for one in going_on if (record := one.get_help_record(ctx))],
+            "Options of every transform": [record for one in everywhere if (record := one.get_help_record(ctx))],
         }
         for title, records in sections.items():
             if records:
@@ -84,13 +91,25 @@ def command_of(transform: Transform[Any]) -> TransformCommand:
     """The command of a transform."""
     from mreg.cli import params
 
-    every = common()
+    every = [*common(), *(_of_trainings() if transform.resumes else ())]
+    for one in every:
+        # It still is an option elsewhere, so that what is said of it there is why it cannot be.
+        one.hidden = one.name in _SHARING and not transform.distributed
+    if transform.adopt is not None:
+        # A configuration may name it.
+        next(one for one in every if one.name == "from_").required = False
     own = params.options(transform.params, taken=[*(spelled for one in every for spelled in one.opts), *_RESERVED])
 
     @click.pass_context
-    def run(ctx: click.Context, /, **typed: Any) -> None:
+    def run(ctx: click.Context, /, **typed: Any) -> int:
+        config = _config(typed["config"]) if typed["config"] else {}
+        asked = transform.adopt(config) if transform.adopt is not None else None
+        if asked is not None:
+            config, typed = dict(asked.params), _with_inputs(asked, typed)
+        if not typed["from_"]:
+            raise click.MissingParameter(ctx=ctx, param_type="option", param_hint="'--from'")
         chosen = {
-            **(_config(typed["config"]) if typed["config"] else {}),
+            **config,
             **params.settings(typed["set_"]),
             **params.given(ctx, transform.params),
         }
@@ -101,12 +120,13 @@ def command_of(transform: Transform[Any]) -> TransformCommand:
             )
         for flag, what in params.missing(transform.params, chosen):
             raise BadParams(f"{transform.name} needs {flag}", fix=(what[:1].lower() + what[1:]).rstrip("."))
-        carry_out(ctx.obj, transform.name, chosen, typed)
+        return carry_out(ctx.obj, transform.name, chosen, typed)
 
     needs = "".join(
         f" --{name.replace('_', '-')} …" for name, field in transform.params.model_fields.items() if field.is_required()
     )
-    others = "".join(" --with v2" for one in transform.inputs[1:] if not one.derived and not one.optional)
+    asked_for = [one for one in transform.inputs[1:] if not one.derived]
+    others = "".join(" --with v2" for one in asked_for if one.role == "others" or not one.optional)
     data = " --data rows.jsonl" if transform.datasets == "required" else ""
     return TransformCommand(
         transform,
@@ -133,8 +153,11 @@ def apply() -> None:
     """
 
 
-def carry_out(call: Call, name: str, chosen: dict[str, Any], typed: dict[str, Any]) -> None:
-    """Apply a transform, or tell what would be done: `chosen` are its params, `typed` the options of `common`."""
+def carry_out(call: Call, name: str, chosen: dict[str, Any], typed: dict[str, Any]) -> int:
+    """Apply a transform, or tell what would be done: `chosen` are its params, `typed` the options of `common`.
+
+    The exit code is 1 where a guard fails.
+    """
     from mreg.cli import progress
 
     step = {
@@ -146,32 +169,55 @@ def carry_out(call: Call, name: str, chosen: dict[str, Any], typed: dict[str, An
         "threads": typed["threads"],
         "device": typed["device"],
         "portable": typed["portable"],
+        "on": typed.get("on"),
+        **{name: typed[name] for name in (*_GOING_ON, *_SHARING) if name in typed},
         **chosen,
     }
+    guards = typed.get("guards", ())
     with call.open() as registry:
         if typed["dry_run"]:
-            _tell_plan(call, registry.plan(**step))
-            return
+            planned = registry.plan(**step)
+            registry.check_guards(guards, source=planned.step.source)
+            _tell_plan(call, planned)
+            return 0
         with progress.of_run(name) as report:
             done = registry.apply(
-                **step, ref=typed["as_"], fresh=typed["fresh"], message=typed["message"], report=report
+                **step,
+                ref=typed["as_"],
+                guards=guards,
+                force=typed.get("force", False),
+                fresh=typed["fresh"],
+                message=typed["message"],
+                report=report,
             )
     applied.tell(call, done, ref=typed["as_"])
+    return int(done.refused is not None or not all(one.holds for one in done.judged))
+
+
+def _with_inputs(asked: Asked, typed: dict[str, Any]) -> dict[str, Any]:
+    """What was typed, with the inputs that a configuration names. Raises BadConfig where both name some."""
+    if typed["from_"] or typed["with_"]:
+        raise BadConfig(f"{typed['config']} names its models itself", fix="leave --from and --with out")
+    return {**typed, "from_": asked.source, "with_": [f"{role}={rev}" for role, rev in asked.others]}
 
 
 def _tell_plan(call: Call, planned: Any) -> None:
-    step, answer = planned.step, planned.answer
+    step, answer, left = planned.step, planned.answer, planned.checkpoint
     document = {
         "transform": step.transform.name,
         "params": step.params,
         "inputs": [{"role": role, "version": version.name, "digest": version.digest} for role, version in step.inputs],
         "data": [{"dataset": one.name, "digest": one.digest, "rows": one.rows} for one in step.datasets],
-        "determinism": step.transform.determinism,
+        "determinism": step.transform.promised(step.params),
         "seed": step.seed,
         "threads": step.threads,
         "device": step.device,
         "portable": step.portable,
+        "processes": step.processes,
+        "launcher": step.launcher,
+        "on": step.place,
         "answer": answer.name if answer else None,
+        "checkpoint": {"step": left.step, "steps": left.steps, "run": left.run} if left else None,
         "first": [
             {
                 "transform": before.step.transform.name,
@@ -190,15 +236,23 @@ def _tell_plan(call: Call, planned: Any) -> None:
             *(("first", _first(before)) for before in planned.first),
             *((role, f"{version.name} {version.digest[:12]}") for role, version in step.inputs),
             *(("data", f"{text.clean(one.name)}, {text.plural(one.rows, 'row')}") for one in step.datasets),
-            *((name, text.value(value)) for name, value in step.params.items()),
+            *((name, "" if value is None else text.value(value)) for name, value in step.params.items()),
             ("seed", str(step.seed)),
             ("threads", f"{step.threads}{' (portable)' * step.portable}"),
             ("device", step.device),
-            ("promise", step.transform.determinism),
+            ("processes", f"{step.processes}, started by {step.launcher}" if step.processes > 1 else ""),
+            ("on", text.clean(step.place or "")),
+            ("promise", step.transform.promised(step.params)),
             ("answer", f"{answer.name}, from the log; --fresh would run it" if answer else ""),
+            ("checkpoint", _left(left, going_on=step.resume) if left else ""),
         ],
         indent="  ",
     )
+
+
+def _left(checkpoint: Any, *, going_on: bool) -> str:
+    where = f"step {checkpoint.step} of {checkpoint.steps}"
+    return f"goes on from {where}" if going_on else f"{where}; --resume would go on from there"
 
 
 def _first(before: Any) -> str:
@@ -242,6 +296,18 @@ def common() -> list[click.Option]:
         ),
         click.Option(["--portable"], is_flag=True, help="The same bits for any number of threads; slower."),
         click.Option(["--device"], default="auto", show_default=True, metavar="NAME", help="Such as cpu or cuda."),
+        click.Option(
+            ["--processes"],
+            type=click.IntRange(1),
+            default=1,
+            show_default=True,
+            metavar="N",
+            help="Share a training between so many processes; each step then takes N times the rows.",
+        ),
+        click.Option(["--launcher"], type=click.Choice(LAUNCHERS), help="What starts several processes."),
+        click.Option(
+            ["--on"], metavar="PLACE", help="Where to run it: ray here, or ray://host:port for a cluster of Ray."
+        ),
         click.Option(["--set", "set_"], metavar="KEY=VALUE", multiple=True, help="Any option of the transform."),
         click.Option(
             ["--config"],
@@ -249,8 +315,30 @@ def common() -> list[click.Option]:
             metavar="FILE",
             help="Options from a .json, .toml or .yaml file; --set and options overrule it.",
         ),
+        click.Option(
+            ["--guard", "guards"],
+            metavar="GUARD",
+            multiple=True,
+            help="What comes of it must hold this, such as 'perplexity(general) <= 1.05 * source'; repeat it for more.",
+        ),
+        click.Option(["--force"], is_flag=True, help="Give it the name even if it fails a guard; that is recorded."),
         click.Option(["--dry-run"], is_flag=True, help="Check everything, run nothing."),
         click.Option(["--fresh"], is_flag=True, help="Run it even if the log knows the answer."),
+    ]
+
+
+def _of_trainings() -> list[click.Option]:
+    """The options of the transforms that write checkpoints."""
+    return [
+        click.Option(
+            ["--save-steps"],
+            type=click.IntRange(1),
+            metavar="N",
+            help="Write a checkpoint every so many steps; Ctrl-C writes one anyway.",
+        ),
+        click.Option(
+            ["--resume"], is_flag=True, help="Go on from the checkpoint that this very step left when it was stopped."
+        ),
     ]
 
 

@@ -66,11 +66,13 @@ def inputs(transform: Transform[Any]) -> Iterator[tuple[str, str]]:
 
 def determinism(transform: Transform[Any]) -> str:
     """What the determinism class promises, in a sentence."""
-    return {
+    more = "; for some settings more, which --dry-run tells" if transform.promise else ""
+    promised = {
         "exact": "exact: the same bytes on any machine",
         "same-machine": "same-machine: the same weights for the same threads, packages and kind of CPU",
         "statistical": "statistical: the same quality, not the same bits",
     }[transform.determinism]
+    return promised + more
 
 
 def _how_many(one: Input) -> str:

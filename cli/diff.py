@@ -25,50 +25,86 @@ MOST = 20
 Rows = Mapping[str, Mapping[str, Any]]
 
 
-@click.command(cls=Command, example="mreg diff v3 v5\nmreg diff prod@{1} prod --recipe")
+@click.command(
+    cls=Command,
+    example="mreg diff v3 v5\nmreg diff prod@{1} prod --recipe\nmreg diff v3 v5 --scores --behaviour general",
+)
 @click.argument("a", help="The version before.")
 @click.argument("b", help="The version after.")
 @click.option("--recipe", is_flag=True, help="Only how they were made; reads no weights.")
 @click.option("--weights", is_flag=True, help="Only the tensors.")
 @click.option("--scores", is_flag=True, help="Only the scores.")
+@click.option("--behaviour", metavar="FILE|NAME", help="Only what they say: run both on these rows.")
+@click.option("--rows", type=click.IntRange(1), default=5, show_default=True, metavar="N",
+              help="So many rows on which they differ most, for --behaviour.")  # fmt: skip
 @click.option("--all", "every", is_flag=True, help=f"List every tensor, not only the {MOST} that changed most.")
 @click.pass_obj
-def diff(call: Call, a: str, b: str, recipe: bool, weights: bool, scores: bool, every: bool) -> int:
+def diff(
+    call: Call,
+    a: str,
+    b: str,
+    recipe: bool,
+    weights: bool,
+    scores: bool,
+    behaviour: str | None,
+    rows: int,
+    every: bool,
+) -> int:
     """Compare two versions. Exits with 1 when they differ in what was asked for, with 0 when not.
 
     Without options, the recipe, the files and the weights are compared.
     """
-    whole = not (recipe or weights or scores)
+    from mreg.cli import behaving
+
+    whole = not (recipe or weights or scores or behaviour)
     # For numpy, when it is loaded: on many small matrices several threads of BLAS mostly wait for each other.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    found: Difference | None = None
+    made: Rows = {}
     with call.open() as registry:
-        with progress.of_items("comparing tensors") as report:
-            found = registry.diff(a, b, weights=weights or whole, report=report)
-        steps = [digest for change in found.recipe for digest in (change.a, change.b) if digest]
-        rows = {row["digest"]: row for row in registry.nodes(steps)}
+        first, second = registry.version(a), registry.version(b)
+        if whole or recipe or weights:
+            with progress.of_items("comparing tensors") as report:
+                found = registry.diff(first, second, weights=weights or whole, report=report)
+            steps = [digest for change in found.recipe for digest in (change.a, change.b) if digest]
+            made = {row["digest"]: row for row in registry.nodes(steps)}
+        scored = behaving.scores(registry, first, second) if scores or (whole and call.json) else []
+        behaved = None
+        if behaviour is not None:
+            with progress.of_run(f"running {first} and {second}") as told:
+                behaved = behaving.behaviour(registry, first, second, behaviour, rows, told)
     differs = (
-        (whole and not found.is_same)
-        or (recipe and any(change.kind != "same" for change in found.recipe))
-        or (weights and found.a.weights != found.b.weights)
+        (whole and first.digest != second.digest)
+        or (recipe and found is not None and any(change.kind != "same" for change in found.recipe))
+        or (weights and first.weights != second.weights)
+        or (scores and any(row["difference"] != 0 for row in scored))
+        or (behaved is not None and behaved["kl"]["value"] != 0)
     )
     if call.json:
-        screen.emit(_document(found, rows, recipe=recipe or whole, files=whole, scores=scores or whole))
+        document: dict[str, Any] = {"a": first.name, "b": second.name, "same": first.digest == second.digest}
+        document |= {} if found is None else _document(found, made, recipe=recipe or whole, files=whole)
+        document |= {"scores": scored} if scores or whole else {}
+        screen.emit(document | ({} if behaved is None else {"behaviour": behaved}))
         return int(differs)
-    screen.line(f"from {_name(found.a)} to {_name(found.b)}")
-    if recipe or whole:
-        screen.lines(["", screen.ink("recipe", bold=True), *_recipe(found.recipe, rows)])
-    if whole:
+    screen.line(f"from {_name(first)} to {_name(second)}")
+    if found is not None and (recipe or whole):
+        screen.lines(["", screen.ink("recipe", bold=True), *_recipe(found.recipe, made)])
+    if found is not None and whole:
         screen.lines(["", screen.ink("files", bold=True), *_files(found)])
-    if found.tensors is not None:
+    if found is not None and found.tensors is not None:
         screen.lines(["", screen.ink("weights", bold=True), *_weights(found, found.tensors, every)])
         _tensors(found.tensors.changed, every)
     if scores:
-        screen.lines(["", screen.ink("scores", bold=True), "  no scores are recorded for either"])
+        screen.lines(["", screen.ink("scores", bold=True)])
+        behaving.tell_scores(scored, first.name, second.name)
+    if behaved is not None:
+        screen.lines(["", screen.ink(f"behaviour on {text.clean(behaved['data'])}", bold=True)])
+        behaving.tell_behaviour(behaved, first.name, second.name)
     return int(differs)
 
 
-def _document(found: Difference, rows: Rows, *, recipe: bool, files: bool, scores: bool) -> dict[str, Any]:
-    document: dict[str, Any] = {"a": found.a.name, "b": found.b.name, "same": found.is_same}
+def _document(found: Difference, rows: Rows, *, recipe: bool, files: bool) -> dict[str, Any]:
+    document: dict[str, Any] = {}
     if recipe:
         document["recipe"] = [
             {
@@ -90,8 +126,6 @@ def _document(found: Difference, rows: Rows, *, recipe: bool, files: bool, score
         }
     if files:
         document["files"] = asdict(found.files)
-    if scores:
-        document["scores"] = []
     return document
 
 

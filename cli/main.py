@@ -27,8 +27,13 @@ COMMANDS = {
         "apply": "mreg.cli.apply:apply",
         "run": "mreg.cli.run:run",
         "record": "mreg.cli.record:record",
+        "rebase": "mreg.cli.rebase:rebase",
         "transforms": "mreg.cli.transforms:transforms",
         "data": "mreg.cli.data:data",
+    },
+    "Measure": {
+        "eval": "mreg.cli.eval:eval_",
+        "policy": "mreg.cli.policy:policy",
     },
     "Look": {
         "list": "mreg.cli.listing:list_",
@@ -36,6 +41,9 @@ COMMANDS = {
         "log": "mreg.cli.log:log",
         "lineage": "mreg.cli.lineage:lineage",
         "diff": "mreg.cli.diff:diff",
+        "compare": "mreg.cli.compare:compare",
+        "heritage": "mreg.cli.heritage:heritage",
+        "bisect": "mreg.cli.bisect:bisect",
         "events": "mreg.cli.events:events",
         "sql": "mreg.cli.sql:sql",
     },
@@ -46,6 +54,7 @@ COMMANDS = {
     "Take out, prove": {
         "checkout": "mreg.cli.checkout:checkout",
         "replay": "mreg.cli.replay:replay",
+        "verify": "mreg.cli.verify:verify",
         "fsck": "mreg.cli.integrity:fsck",
         "rebuild": "mreg.cli.integrity:rebuild",
     },

@@ -40,3 +40,30 @@ def draw(path: Path, title: str, curves: Mapping[str, Points]) -> None:
         figure.savefig(path)
     except ValueError as error:
         raise Refused(f"{path} is of no format that can be drawn", fix="give a name in .png, .svg or .pdf") from error
+
+
+def scatter(path: Path, x: str, y: str, points: Sequence[tuple[float, float, str, bool]]) -> None:
+    """Write a picture of points `(x, y, label, marked)`, the marked ones joined by a line.
+
+    Raises NoPlotting, and Refused where there is no such format.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise NoPlotting("drawing a plot needs matplotlib", fix="pip install 'mreg[plot]'") from error
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    panel = figure.subplots()
+    marked = sorted((a, b) for a, b, _, on in points if on)
+    panel.plot([a for a, _ in marked], [b for _, b in marked], linestyle="--", color="tab:orange", label="Pareto front")
+    for a, b, label, on in points:
+        panel.scatter([a], [b], color="tab:orange" if on else "tab:blue")
+        panel.annotate(label.replace("$", r"\$"), (a, b), xytext=(5, 5), textcoords="offset points")
+    panel.set_xlabel(x.replace("$", r"\$"))
+    panel.set_ylabel(y.replace("$", r"\$"))
+    panel.grid(alpha=0.3)
+    if marked:
+        panel.legend()
+    try:
+        figure.savefig(path)
+    except ValueError as error:
+        raise Refused(f"{path} is of no format that can be drawn", fix="give a name in .png, .svg or .pdf") from error

@@ -32,9 +32,9 @@ def of_items(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def of_run(label: str) -> Iterator[Callable[[Progress], None]]:
-    """A report of a run's progress. It is shown from the start, since starting takes its time."""
-    with _bar(label, amounts=text.amount, at_once=True) as show:
+def of_run(label: str, *, at_once: bool = True) -> Iterator[Callable[[Progress], None]]:
+    """A report of a run's progress. It is shown from the start, since starting takes its time, where one is sure."""
+    with _bar(label, amounts=text.amount, at_once=at_once) as show:
         yield lambda progress: show(progress.done, progress.total, progress.note)
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
-from mreg.cli import screen, text
+from mreg.cli import progress, screen, text
 from mreg.cli.command import Call, Command, Group, message
 from mreg.cli.screen import Column
 
 if TYPE_CHECKING:
     from mreg.registry.references import Moved
+
+
+force = click.option("--force", is_flag=True, help="Even if the version fails a guard; that is recorded.")
 
 
 @click.group(cls=Group, example="mreg ref set prod v3 -m 'passed review'\nmreg ref log prod")
@@ -21,12 +24,19 @@ def ref() -> None:
 @ref.command("set", example="mreg ref set prod v3")
 @click.argument("name", help="Such as prod or chat/base.")
 @click.argument("rev", help="The version that it names from now on.")
+@force
 @message
 @click.pass_obj
-def set_(call: Call, name: str, rev: str, message: str) -> None:
-    """Point a name at a version."""
+def set_(call: Call, name: str, rev: str, force: bool, message: str) -> None:
+    """Point a name at a version.
+
+    One that fails a guard is refused, with exit code 1, and so is one that does not hold what `mreg policy` says of
+    the name; what that needs is measured first.
+    """
     with call.open() as registry:
-        _tell(call, registry.set_ref(name, rev, message=message))
+        with progress.of_run(f"asking the guards of {name}", at_once=False) as report:
+            moved = registry.set_ref(name, rev, message=message, force=force, report=report)
+        _tell(call, moved)
 
 
 @ref.command("list", example="mreg ref list")
@@ -75,6 +85,7 @@ def log(call: Call, name: str) -> None:
                     "old_digest": move["old"],
                     "new_digest": move["new"],
                     "reason": move["reason"],
+                    "forced": move["forced"] or [],
                     "message": move["message"],
                     "actor": move["actor"],
                     "at": move["recorded_at"],
@@ -96,7 +107,7 @@ def log(call: Call, name: str) -> None:
         [
             f"{text.clean(name)}@{{{place}}}",
             screen.ink(move["new_version"] or "-", "yellow"),
-            move["reason"],
+            move["reason"] + (screen.ink(" (forced)", "magenta") if move["forced"] else ""),
             text.moment(move["recorded_at"]),
             text.clean(move["actor"]),
             text.clean(move["message"]),
@@ -119,15 +130,17 @@ def delete(call: Call, name: str, message: str) -> None:
 @click.command(cls=Command, example="mreg rollback prod -m 'worse on the long prompts'\nmreg rollback prod --to v3")
 @click.argument("ref", help="The name.")
 @click.option("--to", metavar="REV", help="A version that it named before; by default the one before the last move.")
+@force
 @message
 @click.pass_obj
-def rollback(call: Call, ref: str, to: str | None, message: str) -> None:
+def rollback(call: Call, ref: str, to: str | None, force: bool, message: str) -> None:
     """Put a name back where it was.
 
-    Done again, it goes one move further back. Nothing is deleted.
+    Done again, it goes one move further back. Nothing is deleted. Nothing is measured either: only a version that is
+    known to fail a guard is refused.
     """
     with call.open() as registry:
-        _tell(call, registry.rollback(ref, to=to, message=message))
+        _tell(call, registry.rollback(ref, to=to, message=message, force=force))
 
 
 def _tell(call: Call, moved: Moved) -> None:
@@ -142,6 +155,8 @@ def _tell(call: Call, moved: Moved) -> None:
         screen.line(f"{name} is deleted, it was {old}")
     else:
         screen.line(f"{name}  {old} → {screen.ink(moved.new.name, 'yellow', bold=True)}")
+        for guard in moved.forced:
+            screen.line(screen.ink(f"  overruled: {text.clean(guard)}", "magenta"))
 
 
 def _document(moved: Moved) -> dict[str, Any]:
@@ -151,5 +166,6 @@ def _document(moved: Moved) -> dict[str, Any]:
         "new": moved.new.name if moved.new else None,
         "old_digest": moved.old.digest if moved.old else None,
         "new_digest": moved.new.digest if moved.new else None,
+        "forced": list(moved.forced),
         "event": moved.event,
     }

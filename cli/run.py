@@ -16,7 +16,7 @@ from mreg.cli.command import Call, Command
     short_help="Run a command of your own on a version.",
     context_settings={"allow_interspersed_args": False},
     options_metavar="--from REV [OPTIONS] --",
-    params=[one for one in apply.common() if one.name not in ("set_", "config")],
+    params=[one for one in apply.common() if one.name not in ("set_", "config", "processes", "launcher", "on")],
     example="mreg run --from v3 --data rows.jsonl --as sft -- python train.py --epochs 2",
 )
 @click.option(
@@ -34,7 +34,7 @@ def run(
     env: tuple[str, ...],
     exclude: tuple[str, ...],
     **typed: Any,
-) -> None:
+) -> int:
     """Run a command of your own on a version and record what came of it.
 
     The command finds the version's folder in $MREG_INPUT and writes the new model into the folder $MREG_OUTPUT. Its
@@ -59,7 +59,7 @@ def run(
         "env": dict(map(_variable, env)),
         "exclude": (*folder.TRAINERS_LEAVE, *exclude),
     }
-    apply.carry_out(call, "command", chosen, {**typed, "fresh": typed["fresh"] or not state.commit})
+    return apply.carry_out(call, "command", chosen, {**typed, "fresh": typed["fresh"] or not state.commit})
 
 
 def _variable(spelled: str) -> tuple[str, str]:

@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import click
-from mreg.cli import screen, steps, text
+from mreg.cli import scored, screen, steps, text
 from mreg.cli.command import Call, Command
 
 _MODES = {"recorded": " (recorded, done elsewhere)", "work": " (recorded while it was done)"}
-_ENVIRONMENT = ("python", "torch", "transformers", "peft", "trl", "cpu", "cpu_capability", "platform")
+_ENVIRONMENT = ("python", "torch", "transformers", "peft", "trl", "cpu", "cpu_capability", "platform", "launcher", "on")
 
 
 @click.command(cls=Command, short_help="Show one version whole.", example="mreg show prod")
 @click.argument("rev", help="The version.")
 @click.option(
-    "--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curves of its training into a .png."
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw the curves of its training, or its calibration, into a .png.",
 )
 @click.pass_obj
 def show(call: Call, rev: str, plot: Path | None) -> None:
@@ -35,6 +38,8 @@ def show(call: Call, rev: str, plot: Path | None) -> None:
         ("", _what(row)),
         ("made by", _how(row)),
         ("measured", _facts(row)),
+        ("scores", _scores(row)),
+        ("guards", _guards(row)),
         ("compute", _compute(row)),
         ("since", _since(row)),
     ):
@@ -60,7 +65,22 @@ def _document(row: Mapping[str, Any]) -> dict[str, Any]:
         "replays",
         "compute",
     )
-    return {**document, **{name: row[name] for name in more}, "facts": (row["run"] or {}).get("facts") or {}}
+    judged = [
+        {
+            "guard": one["guard"],
+            "holds": one["holds"],
+            "words": one["words"],
+            "value": one["value"],
+            "reference": one["reference"],
+            "source": one["source_name"],
+            "other": one["other_name"],
+            "ref": one["ref"],
+            "event": one["seq"],
+        }
+        for one in row["guards"]
+    ]
+    told = {"guards": judged, "facts": (row["run"] or {}).get("facts") or {}}
+    return {**document, **{name: row[name] for name in more}, **told}
 
 
 def _what(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -84,13 +104,12 @@ def _how(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for one in row["data"]:
         yield "data", f"{text.clean(one['name'] or one['digest'][:12])}, {text.plural(one['rows'], 'row')}"
     for name, value in (run["params"] or {}).items():
-        yield text.clean(name), text.brief(text.value(value))
+        yield text.clean(name), "" if value is None else text.brief(text.value(value))
     if run["mode"] == "apply":
         portable = ", portable" if run["portable"] else ""
-        yield (
-            "seed",
-            f"{run['seed']}, {text.plural(run['threads'], 'thread')}{portable}, device {text.clean(run['device'])}",
-        )
+        shared = f"{run['processes']} processes of " if run["processes"] > 1 else ""
+        threads = f"{shared}{text.plural(run['threads'], 'thread')}{portable}"
+        yield "seed", f"{run['seed']}, {threads}, device {text.clean(run['device'])}"
         yield "promise", f"{run['determinism']}, version {run['transform_version']}"
     yield "took", text.seconds(run["wall_s"]) if run["wall_s"] is not None else ""
     environment = run["environment"] or {}
@@ -103,7 +122,20 @@ def _how(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _facts(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in ((row["run"] or {}).get("facts") or {}).items():
-        yield text.clean(name), text.brief(text.fact(name, value))
+        shown = "bins that --plot draws" if _is_reliability(value) else text.brief(text.fact(name, value))
+        yield text.clean(name), shown
+
+
+def _scores(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for score in row["scores"]:
+        yield scored.name(score), scored.about(score)
+
+
+def _guards(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for one in row["guards"]:
+        asked = f"for {text.clean(one['ref'])}: " if one["ref"] else ""
+        mark = "holds" if one["holds"] else screen.ink("fails", "red", bold=True)
+        yield mark, asked + scored.verdict(one["holds"], one["words"])
 
 
 def _compute(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -124,11 +156,24 @@ def _taken(took: Mapping[str, Any]) -> str:
 
 
 def _draw(path: Path, row: Mapping[str, Any]) -> None:
-    from mreg.cli import plot
+    from mreg.cli import plot, reliability
 
     facts = (row["run"] or {}).get("facts") or {}
+    title = f"{row['version']} {text.clean(row['transform'] or 'import')}"
+    if _is_reliability(facts.get("reliability")):
+        reliability.draw(path, title, facts["reliability"])
+        return
     curves = {text.clean(name): points for name, value in facts.items() if (points := text.curve(value))}
-    plot.draw(path, f"{row['version']} {text.clean(row['transform'] or 'import')}", curves)
+    plot.draw(path, title, curves)
+
+
+def _is_reliability(given: Any) -> bool:
+    """Whether a fact holds the bins of a reliability diagram; transforms from outside may mean something else by it."""
+    if not isinstance(given, Mapping) or not given:
+        return False
+    fields = {"n", "confidence", "accuracy"}
+    listed = [bins if isinstance(bins, list) and bins else [None] for bins in given.values()]
+    return all(isinstance(one, Mapping) and fields <= one.keys() for bins in listed for one in bins)
 
 
 def _since(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

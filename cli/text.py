@@ -96,7 +96,7 @@ def brief(words: str, most: int = 200) -> str:
 
 
 def fact(name: str, given: Any) -> str:
-    """What a run measured: numbers in human units, a curve with its first and last value; nothing for what is empty."""
+    """What a run measured: numbers in human units, a curve or a table by its ends; nothing for what is empty."""
     if isinstance(given, bool | str):
         return value(given) if given != "" else ""
     if isinstance(given, int):
@@ -105,6 +105,9 @@ def fact(name: str, given: Any) -> str:
         return number(given)
     if points := [y for _, y in curve(given)]:
         return f"{number(points[0])} → {number(points[-1])}  {sparkline(points)}"
+    if isinstance(given, Mapping) and len(given) > 4 and all(isinstance(one, float) for one in given.values()):
+        low, high = min(given, key=given.__getitem__), max(given, key=given.__getitem__)
+        return f"{len(given)}, from {number(given[low])} ({clean(low)}) to {number(given[high])} ({clean(high)})"
     return value(given) if given else ""
 
 

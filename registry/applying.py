@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mreg.registry import datasets, queries, scratch
+from mreg.registry import checkpoints, datasets, queries, scratch
 from mreg.registry.checkout import check_out
+from mreg.registry.checkpoints import Checkpoint
 from mreg.registry.digests import Digest
 from mreg.registry.errors import MregError
 from mreg.registry.events import Content, InputUsed, RunFailed, RunFinished, RunStarted
@@ -20,10 +21,11 @@ from mreg.registry.references import move_ref
 from mreg.registry.revs import check_ref_name
 from mreg.registry.safetensors_header import MalformedSafetensors
 from mreg.registry.steps import Ready, Request, prepare
-from mreg.registry.transform import Job, JobDataset, JobInput, Outcome, Report
+from mreg.registry.transform import Checkpointing, Job, JobDataset, JobInput, Outcome, Report
 from mreg.registry.versions import Version
 
 if TYPE_CHECKING:
+    from mreg.registry.judging import GuardFailed, Judgement
     from mreg.registry.reading import Reader
     from mreg.registry.registry import Registry
 
@@ -49,7 +51,8 @@ class Applied:
     """What a step came to. `unchanged` says that the output is its own source, `cached` that nothing was run.
 
     `disproves` is an earlier output of the very same step that had other weights: its determinism class is wrong.
-    `fused` are the steps before it that made whole models of adapters; `parents` has what they gave.
+    `fused` are the steps before it that made whole models of adapters; `parents` has what they gave. `judged` is what
+    the guards said of the version, and `refused` says why the ref that was asked for did not move to it.
     """
 
     version: Version
@@ -65,18 +68,21 @@ class Applied:
     wall_s: float | None
     bytes_added: int
     fused: tuple[Applied, ...] = ()
+    judged: tuple[Judgement, ...] = ()
+    refused: GuardFailed | None = None
 
 
 @dataclass(frozen=True)
 class Planned:
     """What a step would do; `answer` is the version that the log would answer it with, without running anything.
 
-    `first` are the steps that would come before it.
+    `first` are the steps that would come before it. `checkpoint` is what it left when it was stopped.
     """
 
     step: Ready
     answer: Version | None
     first: tuple[Planned, ...] = ()
+    checkpoint: Checkpoint | None = None
 
 
 def plan(registry: Registry, request: Request) -> Planned:
@@ -87,23 +93,50 @@ def plan(registry: Registry, request: Request) -> Planned:
 def _planned(registry: Registry, ready: Ready) -> Planned:
     first = tuple(_planned(registry, step) for step in ready.fuse_first)
     fused = {before.step.source.digest: before.answer for before in first if before.answer is not None}
-    known = _known(registry, ready.on(fused)) if len(fused) == len(first) else None
-    return Planned(ready, None if known is None else known[0], first)
+    if len(fused) < len(first):
+        return Planned(ready, None, first)
+    whole = ready.on(fused)
+    known = _known(registry, whole)
+    if known is not None:
+        return Planned(ready, known[0], first)
+    going_on = checkpoints.to_go_on if ready.resume else checkpoints.of_step
+    return Planned(ready, None, first, going_on(registry, whole))
 
 
 def apply(
-    registry: Registry, request: Request, *, ref: str | None, fresh: bool, message: str, report: Report
+    registry: Registry,
+    request: Request,
+    *,
+    ref: str | None,
+    fresh: bool,
+    message: str,
+    report: Report,
+    guards: Sequence[str] = (),
+    force: bool = False,
 ) -> Applied:
-    """Run a step and record it, or answer it from the log. Raises TransformFailed, Interrupted, or what is wrong."""
+    """Run a step and record it, or answer it from the log. Raises TransformFailed, Interrupted, or what is wrong.
+
+    `guards` are held against what came of it. A version that fails one is recorded as any other, and marked; `ref`
+    does not move to it, nor to one that fails the policy of `ref`, unless with `force`.
+    """
+    from mreg.registry import judging
+
     if ref is not None:
         check_ref_name(ref)
     reap(registry)
     ready = prepare(registry, request)
+    source, bench = ready.source, judging.Bench(request.seed, request.threads, request.device, request.portable)
+    asked = judging.parse_all(registry, guards, source=source, bench=bench)
     fused = [(step.source, _do(registry, step, False, _before(ready), report)) for step in ready.fuse_first]
     ready = ready.on({adapter.digest: done.version for adapter, done in fused})
     applied = replace(_do(registry, ready, fresh, message, report), fused=tuple(done for _, done in fused))
+    judged = judging.judge(registry, asked, applied.version, source, ref=None, bench=bench, report=report)
+    applied = replace(applied, judged=judged)
     if ref is not None:
-        move_ref(registry, ref, applied.version, reason="apply", message=message)
+        try:
+            move_ref(registry, ref, applied.version, reason="apply", message=message, force=force, report=report)
+        except judging.GuardFailed as refused:
+            return replace(applied, refused=refused)
     return applied
 
 
@@ -137,7 +170,13 @@ def _reaped(reader: Reader, *, run: str) -> RunFailed | None:
 
 
 def lay_out_job(
-    registry: Registry, ready: Ready, run: str, folder: Path, *, given: dict[Digest, Path] | None = None
+    registry: Registry,
+    ready: Ready,
+    run: str,
+    folder: Path,
+    *,
+    given: dict[Digest, Path] | None = None,
+    cache: Path | None = None,
 ) -> Job:
     """Check out a step's inputs and data into `folder`, as a job; `given` has inputs that are laid out already."""
     inputs = []
@@ -167,6 +206,10 @@ def lay_out_job(
         threads=ready.threads,
         device=ready.device,
         portable=ready.portable,
+        processes=ready.processes,
+        launcher=ready.launcher,
+        place=ready.place,
+        cache=cache,
     )
 
 
@@ -174,10 +217,14 @@ def _run(
     registry: Registry, ready: Ready, known: tuple[Version, dict[str, Any]] | None, message: str, report: Report
 ) -> Applied:
     run = registry.log.new_id()
+    start = checkpoints.to_go_on(registry, ready) if ready.resume else None
     with registry.scratch(run) as folder:
-        job = lay_out_job(registry, ready, run, folder)
+        # Nor does a replay get one: work that is done again is done wholly.
+        cache = registry.root / "cache" if known is None else None
+        job = _keeping(registry, lay_out_job(registry, ready, run, folder, cache=cache), ready, start)
         registry.log.append(_started(ready, run, message), id=run)
         began = time.monotonic()
+        resumed = {} if start is None else {"resumed": {"run": start.run, "step": start.step, "steps": start.steps}}
         try:
             outcome = registry.engine.run(job, report)
             if outcome.error is not None:
@@ -195,10 +242,11 @@ def _run(
                 raise _failure(registry, ready, run, outcome, f"it gave no sound model: {error.message}") from error
             content = kept.content
         except BaseException as error:
-            record_failure(registry, run, error, time.monotonic() - began)
+            record_failure(registry, run, error, time.monotonic() - began, resumed)
             if isinstance(error, KeyboardInterrupt):
                 name = ready.transform.name
-                raise Interrupted(f"{name} was stopped", fix="nothing was kept; run it again to start over") from error
+                fix = _how_on(registry, ready) or "nothing was kept; run it again to start over"
+                raise Interrupted(f"{name} was stopped", fix=fix) from error
             raise
         # Still inside the scratch folder: a reaper would take a started run without one for dead.
         was_there = is_there(registry, content.digest)
@@ -210,13 +258,14 @@ def _run(
                 base=ready.base if content.adapter else None,
                 marks=kept.marks,
                 facts=outcome.facts,
-                environment=outcome.environment,
+                environment={**outcome.environment, **resumed},
                 wall_s=round(outcome.wall_s, 3),
                 disproves=disproved.digest if disproved else None,
                 made=kept.made,
                 log=kept.log,
             )
         )
+    checkpoints.forget(registry.root, ready.key)
     version = registry.log.ask(lambda reader: queries.version(reader, content.digest))
     return Applied(
         version=version,
@@ -232,6 +281,32 @@ def _run(
         wall_s=outcome.wall_s,
         bytes_added=kept.bytes_added,
     )
+
+
+def _keeping(registry: Registry, job: Job, ready: Ready, start: Checkpoint | None) -> Job:
+    """The job, told where its checkpoints go and from which one it goes on, if it is of a kind that has any."""
+    if not ready.transform.resumes:
+        return job
+    if start is None and (left := checkpoints.of_step(registry, ready)) is not None:
+        registry.log.notify(
+            f"this starts over, though there is a checkpoint at step {left.step} of {left.steps}: "
+            "with --resume it would go on from there"
+        )
+    chosen = Checkpointing(
+        folder=checkpoints.home(registry.root, ready.key),
+        code=ready.code,
+        save_steps=ready.save_steps,
+        resume=None if start is None else start.path,
+    )
+    return job.model_copy(update={"checkpoints": chosen})
+
+
+def _how_on(registry: Registry, ready: Ready) -> str:
+    """What to do after a run that did not finish, if it left a checkpoint."""
+    left = checkpoints.of_step(registry, ready)
+    if left is None:
+        return ""
+    return f"its checkpoint at step {left.step} of {left.steps} is kept, the same again with --resume goes on from it"
 
 
 @dataclass(frozen=True)
@@ -277,7 +352,7 @@ def _started(ready: Ready, run: str, message: str) -> RunStarted:
         transform=ready.transform.name,
         transform_version=ready.transform.version,
         code=ready.code,
-        determinism=ready.transform.determinism,
+        determinism=ready.transform.promised(ready.params),
         params=ready.params,
         inputs=tuple(InputUsed(role=role, digest=version.digest) for role, version in ready.inputs),
         datasets=tuple(dataset.digest for dataset in ready.datasets),
@@ -285,6 +360,7 @@ def _started(ready: Ready, run: str, message: str) -> RunStarted:
         threads=ready.threads,
         device=ready.device,
         portable=ready.portable,
+        processes=ready.processes,
         message=message,
     )
 
@@ -297,6 +373,7 @@ def _failure(registry: Registry, ready: Ready, run: str, outcome: Outcome, why: 
         kept.parent.mkdir(exist_ok=True)
         kept.write_bytes(outcome.log.read_bytes())
         fix = f"what it printed is in {kept}"
+    fix = "; ".join(filter(None, [fix, _how_on(registry, ready)]))
     return TransformFailed(f"{ready.transform.name} failed: {why}", fix=fix)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mreg.registry import files, folds
+from mreg.registry import checkpoints, files, folds
 from mreg.registry.digests import Digest
 from mreg.registry.errors import MregError
 from mreg.registry.events import UnreadableEvent
@@ -30,7 +30,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What fsck found. `notes` are harmless and were tidied; `repaired` says what was mended."""
+    """What fsck found. `notes` are harmless: what was tidied, what waits; `repaired` says what was mended."""
 
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
@@ -92,7 +92,12 @@ def _tidy(registry: Registry) -> list[str]:
     from mreg.registry.applying import reap
 
     dead = reap(registry)
-    return [f"run {run} had ended without a word and is now recorded as interrupted" for run in dead]
+    ended = [f"run {run} had ended without a word and is now recorded as interrupted" for run in dead]
+    return ended + [
+        f"{one.path} is what a step left that did not finish: the same command with --resume goes on from it, "
+        "or delete it"
+        for one in checkpoints.kept(registry.root)
+    ]
 
 
 def _projections(registry: Registry) -> list[Problem]:

@@ -21,6 +21,7 @@ VERSION = "mreg 2026 version v1"
 EVENT = "mreg 2026 event v1"
 HEAD = "mreg 2026 head v1"
 STEP = "mreg 2026 step v1"
+SCORE = "mreg 2026 score v1"
 
 
 def file_hasher() -> blake3:

@@ -99,7 +99,7 @@ class DatasetAdded(Event):
 class RunStarted(Event):
     """An attempt at a transform began: everything that is needed to attempt it again. `run` is the event's own id."""
 
-    kind: Literal["run-started/1"] = "run-started/1"
+    kind: Literal["run-started/2"] = "run-started/2"
     run: str
     key: Digest
     transform: str
@@ -113,6 +113,7 @@ class RunStarted(Event):
     threads: int
     device: str
     portable: bool
+    processes: int = 1
 
 
 class WorkStarted(Event):
@@ -161,13 +162,86 @@ class RunFailed(Event):
 
 
 class RefMoved(Event):
-    """A name now points at `new`. `old` is what the writer believed it pointed at."""
+    """A name now points at `new`. `old` is what the writer believed it pointed at; `forced` are guards overruled."""
 
-    kind: Literal["ref-moved/1"] = "ref-moved/1"
+    kind: Literal["ref-moved/2"] = "ref-moved/2"
     ref: str
     old: Digest | None
     new: Digest | None
     reason: Literal["set", "import", "apply", "record", "rollback", "delete"] = "set"
+    forced: tuple[str, ...] = ()
+
+
+class Score(Value):
+    """One measurement: `value` of `metric` over `n` of what `unit_of_n` names; `low` to `high` is its 95 % interval.
+
+    `key` is equal for equal questions: metric, version, other version, data and settings. A value that is no number
+    (NaN, infinity) is None. `machine` says that it tells as much of this machine as of the model.
+    """
+
+    key: Digest
+    metric: str
+    value: float | None
+    unit: str
+    n: int
+    unit_of_n: str
+    low: float | None
+    high: float | None
+    interval: str
+    settings: dict[str, Any]
+    against: Digest | None
+    dataset: Digest | None
+    machine: bool
+    details: dict[str, Any]
+
+
+class EvaluationRecorded(Event):
+    """A version was measured. `made` are datasets that came out, such as samples; `log` is what it printed."""
+
+    kind: Literal["evaluation-recorded/1"] = "evaluation-recorded/1"
+    evaluation: str
+    version: Digest
+    inputs: tuple[InputUsed, ...]
+    dataset: Digest | None
+    params: dict[str, Any]
+    scores: tuple[Score, ...]
+    code: Digest
+    seed: int
+    threads: int
+    device: str
+    portable: bool
+    environment: dict[str, Any]
+    wall_s: float
+    made: tuple[Digest, ...] = ()
+    log: Digest | None = None
+
+
+class GuardJudged(Event):
+    """A guard was held against scores. `source` is what the word means in it, `other` the version compared with.
+
+    With a `ref`, it is that name's policy which asked; without, the version itself holds or fails.
+    """
+
+    kind: Literal["guard-judged/1"] = "guard-judged/1"
+    guard: str
+    version: Digest
+    source: Digest | None
+    other: Digest | None
+    dataset: Digest | None
+    value: float | None
+    reference: float | None
+    holds: bool
+    words: str
+    ref: str | None = None
+    scores: tuple[Digest, ...] = ()
+
+
+class PolicySet(Event):
+    """What a name demands of every version that it moves to, from now on; nothing where there are no guards."""
+
+    kind: Literal["policy-set/1"] = "policy-set/1"
+    ref: str
+    guards: tuple[str, ...]
 
 
 class ReplayStarted(Event):
@@ -218,6 +292,9 @@ AnyEvent = (
     | RunFinished
     | RunFailed
     | RefMoved
+    | EvaluationRecorded
+    | GuardJudged
+    | PolicySet
     | ReplayStarted
     | ReplayFinished
 )
@@ -226,7 +303,12 @@ KINDS: Mapping[str, type[Event]] = {shape.model_fields["kind"].default: shape fo
 
 # From a kind that is no longer written to (the kind that took its place, how its payload becomes the new one).
 Upcasters = Mapping[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]]
-UPCASTERS: Upcasters = {}
+UPCASTERS: Upcasters = {
+    # No run was shared by several processes then.
+    "run-started/1": ("run-started/2", lambda payload: {**payload, "processes": 1}),
+    # Before there were guards, none was overruled.
+    "ref-moved/1": ("ref-moved/2", lambda payload: {**payload, "forced": []}),
+}
 
 
 class UnreadableEvent(MregError):

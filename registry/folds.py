@@ -26,6 +26,10 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "dataset_name": ("name",),
     "run_dataset": ("run", "position"),
     "replay": ("id",),
+    "evaluation": ("id",),
+    "score": ("evaluation", "position"),
+    "judgement": ("seq",),
+    "policy": ("ref",),
 }
 """Every projection with its primary key."""
 
@@ -146,6 +150,7 @@ def _version_recorded(at: Recorded, event: e.VersionRecorded, state: State) -> I
             "threads": None,
             "device": None,
             "portable": None,
+            "processes": None,
             "output": event.content.digest,
             "error": None,
             "facts": {},
@@ -220,7 +225,7 @@ def _run_started(at: Recorded, event: e.RunStarted, _state: State) -> Iterator[C
 
 
 def _work_started(at: Recorded, event: e.WorkStarted, _state: State) -> Iterator[Change]:
-    untold = ("key", "transform_version", "code", "determinism", "seed", "threads", "device", "portable")
+    untold = ("key", "transform_version", "code", "determinism", "seed", "threads", "device", "portable", "processes")
     yield _begun(at, event, "work", **dict.fromkeys(untold))
 
 
@@ -304,7 +309,32 @@ def _ref_moved(at: Recorded, event: e.RefMoved, _state: State) -> Iterator[Chang
     else:
         yield Put("ref", {"name": event.ref, "digest": event.new, "seq": at.seq, "recorded_at": at.at})
     fields = event.model_dump(include={"ref", "old", "new", "reason", "message"})
-    yield Put("ref_move", {"seq": at.seq, **fields, "recorded_at": at.at, "actor": at.actor})
+    more = {"forced": list(event.forced), "recorded_at": at.at, "actor": at.actor}
+    yield Put("ref_move", {"seq": at.seq, **fields, **more})
+
+
+def _evaluation_recorded(at: Recorded, event: e.EvaluationRecorded, _state: State) -> Iterator[Change]:
+    fields = event.model_dump(exclude={"kind", "evaluation", "scores", "inputs", "made"})
+    inputs = [used.model_dump() for used in event.inputs]
+    about = {"inputs": inputs, "made": list(event.made), "actor": at.actor, "seq": at.seq, "recorded_at": at.at}
+    yield Put("evaluation", {"id": event.evaluation, **fields, **about})
+    for position, score in enumerate(event.scores):
+        row = {"evaluation": event.evaluation, "position": position, "version": event.version, "seq": at.seq}
+        yield Put("score", {**row, **score.model_dump()})
+
+
+def _guard_judged(at: Recorded, event: e.GuardJudged, _state: State) -> Iterator[Change]:
+    fields = event.model_dump(exclude={"kind", "message", "scores"})
+    about = {"scores": list(event.scores), "actor": at.actor, "recorded_at": at.at}
+    yield Put("judgement", {"seq": at.seq, **fields, **about})
+
+
+def _policy_set(at: Recorded, event: e.PolicySet, _state: State) -> Iterator[Change]:
+    if not event.guards:
+        yield Drop("policy", (event.ref,))
+        return
+    said = {"guards": list(event.guards), "message": event.message, "actor": at.actor}
+    yield Put("policy", {"ref": event.ref, **said, "seq": at.seq, "recorded_at": at.at})
 
 
 def _replay_started(at: Recorded, event: e.ReplayStarted, _state: State) -> Iterator[Change]:
@@ -348,6 +378,9 @@ _FOLDS: Mapping[type[e.Event], Callable[..., Iterator[Change]]] = {
     e.RunFinished: _run_finished,
     e.RunFailed: _run_failed,
     e.RefMoved: _ref_moved,
+    e.EvaluationRecorded: _evaluation_recorded,
+    e.GuardJudged: _guard_judged,
+    e.PolicySet: _policy_set,
     e.ReplayStarted: _replay_started,
     e.ReplayFinished: _replay_finished,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,10 @@ class Fetched:
 
 
 def fetch(named: str, cache: Path) -> Fetched:
-    """Download a split into `cache`, by the commit that its revision is now. Raises HubFailed and ChooseSplit."""
+    """Download a split into `cache`, by the commit that its revision is now. Raises HubFailed and ChooseSplit.
+
+    Nothing is left anywhere else, and the rows are read from there, so it can go when they have been.
+    """
     match = _NAME.fullmatch(named)
     if match is None:
         raise HubFailed(f"{named!r} names no dataset on the Hub", fix="write hf:org/name, hf:org/name@revision:split")
@@ -43,7 +47,8 @@ def fetch(named: str, cache: Path) -> Fetched:
     try:
         commit = HfApi().dataset_info(repo, revision=match["revision"]).sha
         datasets.disable_progress_bars()
-        loaded = datasets.load_dataset(repo, revision=commit, split=match["split"], cache_dir=str(cache))
+        with _downloads_in(cache / "files"):
+            loaded = datasets.load_dataset(repo, revision=commit, split=match["split"], cache_dir=str(cache))
     except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise HubFailed(
@@ -59,3 +64,17 @@ def fetch(named: str, cache: Path) -> Fetched:
             )
         ((split, loaded),) = loaded.items()
     return Fetched(f"{PREFIX}{repo}@{commit}:{split}", iter(loaded))
+
+
+@contextmanager
+def _downloads_in(folder: Path) -> Iterator[None]:
+    """What is fetched meanwhile goes into this folder: the datasets library has no option for where, and would keep
+    every file in the user's own cache."""
+    from huggingface_hub import constants
+
+    theirs = constants.HF_HUB_CACHE
+    constants.HF_HUB_CACHE = str(folder)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_CACHE = theirs

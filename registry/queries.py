@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mreg.registry import revs
+from mreg.registry import revs, scores
 from mreg.registry.digests import Digest
 from mreg.registry.graph import Edge, Lineage, reach
 from mreg.registry.reading import Reader
@@ -222,7 +222,8 @@ def show(reader: Reader, version: Version) -> dict[str, Any]:
         "run": run,
         "also_made_by": also,
         "replays": replays,
-        "scores": [],
+        "scores": [score.document() for score in scores.of_versions(reader, [version.digest])],
+        "guards": scores.judgements(reader, version.digest),
         "compute": compute(reader, version.digest),
     }
 
@@ -329,10 +330,12 @@ def step(reader: Reader, digest: Digest) -> Step:
         threads=run["threads"],
         device=run["device"],
         portable=bool(run["portable"]),
+        processes=run["processes"] or 1,
         transform_version=run["transform_version"],
         code=run["code"],
         determinism=run["determinism"],
         environment=run["environment"],
+        facts=run["facts"] or {},
         wall_s=run["wall_s"],
         run=run["id"],
     )

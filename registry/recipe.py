@@ -29,17 +29,19 @@ class Step:
     threads: int | None = None
     device: str | None = None
     portable: bool = False
+    processes: int = 1
     transform_version: int | None = None
     code: str | None = None
     determinism: str | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
     wall_s: float | None = None
     run: str | None = None
 
     def signature(self) -> bytes:
         """What a step does, without which versions it does it to: equal steps have equal signatures."""
         roles = [role for role, _ in self.inputs]
-        what = [self.transform, self.params, list(self.datasets), self.seed, roles]
+        what = [self.transform, self.params, list(self.datasets), self.seed, roles, self.processes]
         return canonical.dumps([*what, self.version] if self.mode == "import" else what)
 
 
@@ -100,8 +102,8 @@ def compare(a: Sequence[Step], b: Sequence[Step]) -> list[StepChange]:
 
 def _changed(old: Step, new: Step) -> dict[str, tuple[Any, Any]]:
     """Where two steps of one transform differ, by param; seed and datasets count as such."""
-    before = {**old.params, "seed": old.seed, "data": list(old.datasets)}
-    after = {**new.params, "seed": new.seed, "data": list(new.datasets)}
+    before = {**old.params, "seed": old.seed, "data": list(old.datasets), "processes": old.processes}
+    after = {**new.params, "seed": new.seed, "data": list(new.datasets), "processes": new.processes}
     if old.mode == "import" or new.mode == "import":
         before["content"], after["content"] = old.version, new.version
     names = sorted({*before, *after})

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from mreg.registry import queries
+from mreg.registry import queries, scores
 from mreg.registry.errors import Refused
 from mreg.registry.revs import check_ref_name
 from mreg.registry.versions import Version
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mreg.registry.events import RefMoved
     from mreg.registry.reading import Reader
     from mreg.registry.registry import Registry
+    from mreg.registry.transform import Report
 
 Reason = Literal["set", "import", "apply", "record", "rollback", "delete"]
 
@@ -28,11 +29,18 @@ class Moved:
     old: Version | None
     new: Version | None
     event: int | None
+    forced: tuple[str, ...] = ()
 
 
-def set_ref(registry: Registry, name: str, version: Version, *, message: str) -> Moved:
-    """Point a name at a version."""
-    return move_ref(registry, name, version, reason="set", message=message)
+def _unheard(said: object) -> None:
+    """Tell nobody how far the measuring is."""
+
+
+def set_ref(
+    registry: Registry, name: str, version: Version, *, message: str, force: bool = False, report: Report = _unheard
+) -> Moved:
+    """Point a name at a version, if that holds the guards of the name's policy, or with `force`. Raises GuardFailed."""
+    return move_ref(registry, name, version, reason="set", message=message, force=force, report=report)
 
 
 def delete_ref(registry: Registry, name: str, *, message: str) -> Moved:
@@ -45,10 +53,11 @@ def delete_ref(registry: Registry, name: str, *, message: str) -> Moved:
     return _move(registry, name, nowhere, reason="delete", message=message)
 
 
-def rollback(registry: Registry, name: str, *, to: Version | None, message: str) -> Moved:
+def rollback(registry: Registry, name: str, *, to: Version | None, message: str, force: bool = False) -> Moved:
     """Point a name where it was before its last move; asked again, it goes further back. A deleted one comes back.
 
-    With `to`, at that version, which it must have named once. Raises Refused when there is nothing to go back to.
+    With `to`, at that version, which it must have named once. Going back must be quick, so nothing is measured: only a
+    version that is known to fail a guard is refused. Raises Refused when there is nothing to go back to, GuardFailed.
     """
 
     def before(reader: Reader) -> Version:
@@ -61,7 +70,7 @@ def rollback(registry: Registry, name: str, *, to: Version | None, message: str)
             )
         return to
 
-    return _move(registry, name, before, reason="rollback", message=message)
+    return _move(registry, name, before, reason="rollback", message=message, force=force)
 
 
 def earlier(name: str, moves: Sequence[tuple[str, Digest | None]]) -> Digest:
@@ -81,17 +90,44 @@ def earlier(name: str, moves: Sequence[tuple[str, Digest | None]]) -> Digest:
     return found
 
 
-def move_ref(registry: Registry, name: str, version: Version, *, reason: Reason, message: str) -> Moved:
-    """Record that a name moves from where it is to `version`; nothing is recorded when it is there already."""
-    return _move(registry, name, lambda _: version, reason=reason, message=message)
+def move_ref(
+    registry: Registry,
+    name: str,
+    version: Version,
+    *,
+    reason: Reason,
+    message: str,
+    force: bool = False,
+    report: Report = _unheard,
+) -> Moved:
+    """Record that a name moves from where it is to `version`; nothing is recorded when it is there already.
+
+    The version may fail no guard of its own, and no guard of the name's policy against where the name was before;
+    what those need and nobody measured yet is measured now. Raises GuardFailed, unless `force` overrules them.
+    """
+    return _move(registry, name, lambda _: version, reason=reason, message=message, force=force, report=report)
+
+
+class _Asks(Exception):
+    """The move is not free: guards have to be asked, which is not done while everybody waits."""
 
 
 def _move(
-    registry: Registry, name: str, target: Callable[[Reader], Version | None], *, reason: Reason, message: str
+    registry: Registry,
+    name: str,
+    target: Callable[[Reader], Version | None],
+    *,
+    reason: Reason,
+    message: str,
+    force: bool = False,
+    report: Report = _unheard,
 ) -> Moved:
     check_ref_name(name)
     old: Version | None = None
     new: Version | None = None
+    demands = reason != "rollback"
+    cleared: tuple[Version | None, Version, tuple[str, ...]] | None = None
+    forced: tuple[str, ...] = ()
 
     def decision(reader: Reader) -> RefMoved | None:
         from mreg.registry.events import RefMoved
@@ -101,7 +137,21 @@ def _move(
         before, after = (version.digest if version else None for version in (old, new))
         if before == after:
             return None
-        return RefMoved(ref=name, old=before, new=after, reason=reason, message=message)
+        # Somebody may have moved it, or changed what it demands, while the guards were asked.
+        is_cleared = cleared == (old, new, scores.policies(reader).get(name, ()))
+        if new is not None and not is_cleared and not scores.is_free(reader, name, new.digest, demands=demands):
+            raise _Asks
+        return RefMoved(ref=name, old=before, new=after, reason=reason, forced=forced, message=message)
 
-    recorded = registry.log.decide(decision)
-    return Moved(name, old, new, recorded.seq if recorded else None)
+    while True:
+        try:
+            recorded = registry.log.decide(decision)
+        except _Asks:
+            from mreg.registry.judging import clear
+
+            assert new is not None
+            policy = registry.log.ask(scores.policies).get(name, ())
+            forced = clear(registry, name, old, new, demands=demands, force=force, report=report)
+            cleared = (old, new, policy)
+            continue
+        return Moved(name, old, new, recorded.seq if recorded else None, forced)

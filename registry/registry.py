@@ -19,19 +19,26 @@ from mreg.registry.versions import Version
 
 if TYPE_CHECKING:
     from mreg.registry.applying import Applied, Planned
+    from mreg.registry.bisecting import Bisected, Judge, Tested, ToTest
     from mreg.registry.checking import Findings
     from mreg.registry.comparing import Difference
     from mreg.registry.datasets import Dataset
+    from mreg.registry.evaluating import Evaluated
     from mreg.registry.folder import Mark
+    from mreg.registry.heritage import Heritage
     from mreg.registry.importing import Imported
     from mreg.registry.manifest import Manifest
     from mreg.registry.objects import ObjectStore
     from mreg.registry.queries import TrainedOn
     from mreg.registry.reading import Reader
+    from mreg.registry.rebasing import Rebased, RebasePlan
     from mreg.registry.recipe import Step
     from mreg.registry.references import Moved
     from mreg.registry.replaying import Heard, Replay, ReplayPlan
-    from mreg.registry.transform import Engine, Report
+    from mreg.registry.rewriting import Changes
+    from mreg.registry.scores import Score
+    from mreg.registry.transform import Engine, Progress, Report
+    from mreg.registry.verifying import Verified
     from mreg.registry.work import Work
     from peft import PeftModel
     from transformers import PreTrainedModel
@@ -233,17 +240,47 @@ class Registry:
         threads: int | None = None,
         device: str = "auto",
         portable: bool = False,
+        processes: int = 1,
+        launcher: str | None = None,
+        on: str | None = None,
+        save_steps: int | None = None,
+        resume: bool = False,
+        guards: Sequence[str] = (),
+        force: bool = False,
         fresh: bool = False,
         message: str = "",
         report: Report = lambda progress: None,
         **params: Any,
     ) -> Applied:
-        """Run a transform on `source`. `others` fill its further roles in order, or by `(role, version)`."""
+        """Run a transform on `source`. `others` fill its further roles in order, or by `(role, version)`.
+
+        A training may be shared by several `processes`, which `torchrun` or `accelerate` starts, and work done `on` a
+        cluster: `ray`, or `ray://host:port`. A training writes a checkpoint when it is stopped, and every
+        `save_steps`; with `resume` the very same step goes on from there.
+
+        `guards` such as `perplexity(general) <= 1.05 * source` are held against what comes of it. A version that fails
+        one is recorded and marked, and `ref` does not move to it unless with `force`; `judged` and `refused` say so.
+        """
         from mreg.registry.applying import apply
         from mreg.registry.steps import Request
 
-        request = Request(transform, source, tuple(others), tuple(data), params, seed, threads, device, portable)
-        return apply(self, request, ref=ref, fresh=fresh, message=message, report=report)
+        request = Request(
+            transform,
+            source,
+            tuple(others),
+            tuple(data),
+            params,
+            seed,
+            threads,
+            device,
+            portable,
+            processes,
+            launcher,
+            on,
+            save_steps,
+            resume,
+        )
+        return apply(self, request, ref=ref, fresh=fresh, message=message, report=report, guards=guards, force=force)
 
     def plan(
         self,
@@ -256,6 +293,11 @@ class Registry:
         threads: int | None = None,
         device: str = "auto",
         portable: bool = False,
+        processes: int = 1,
+        launcher: str | None = None,
+        on: str | None = None,
+        save_steps: int | None = None,
+        resume: bool = False,
         **params: Any,
     ) -> Planned:
         """What `apply` would do with the same arguments, every check made and nothing run or recorded."""
@@ -263,7 +305,23 @@ class Registry:
         from mreg.registry.steps import Request
 
         return plan(
-            self, Request(transform, source, tuple(others), tuple(data), params, seed, threads, device, portable)
+            self,
+            Request(
+                transform,
+                source,
+                tuple(others),
+                tuple(data),
+                params,
+                seed,
+                threads,
+                device,
+                portable,
+                processes,
+                launcher,
+                on,
+                save_steps,
+                resume,
+            ),
         )
 
     def record_version(
@@ -339,11 +397,97 @@ class Registry:
 
         return add(self, Path(path), name=name, message=message)
 
-    def set_ref(self, name: str, rev: str | Version, *, message: str = "") -> Moved:
-        """Point a name at a version."""
+    def evaluate(
+        self,
+        rev: str | Version,
+        *,
+        data: str | Path | None = None,
+        metrics: Iterable[str] = (),
+        tasks: Iterable[str] = (),
+        against: str | Version | None = None,
+        seed: int = 0,
+        threads: int | None = None,
+        device: str = "auto",
+        portable: bool = False,
+        fresh: bool = False,
+        message: str = "",
+        report: Report = lambda progress: None,
+        **options: Any,
+    ) -> Evaluated:
+        """Measure a version, by what suits it unless `metrics` or `tasks` say; scores that the log has are not redone.
+
+        `options` are the settings: `max_length`, `max_rows`, `batch_size`, `dtype`, `bins`, `samples` and the others
+        of `mreg eval`. `kl` and `agreement` compare with `against`, by default the first parent.
+        """
+        from mreg.registry.evaluating import Question, evaluate
+
+        question = Question(
+            self.version(rev),
+            data,
+            tuple(metrics),
+            tuple(tasks),
+            None if against is None else self.version(against),
+            options,
+            seed,
+            threads,
+            device,
+            portable,
+        )
+        return evaluate(self, question, fresh=fresh, message=message, report=report)
+
+    def scores(self, *versions: str | Version) -> list[Score]:
+        """The newest score of every question that was put to these versions."""
+        from mreg.registry.scores import of_versions
+
+        found = [self.version(rev).digest for rev in versions]
+        return self.log.ask(lambda reader: of_versions(reader, found))
+
+    def counted(self, *versions: str | Version) -> list[Score]:
+        """The size and the number of parameters of these versions, with the bases of adapters, as scores."""
+        from mreg.registry.scores import counted
+
+        found = [self.version(rev) for rev in versions]
+        return self.log.ask(
+            lambda reader: [counted(reader, version, name) for version in found for name in ("size", "parameters")]
+        )
+
+    def check_guards(self, guards: Sequence[str], *, source: str | Version) -> None:
+        """Check guards as `apply` does before it runs, for a step on `source`. Raises what is wrong with one."""
+        from mreg.registry.judging import parse_all
+
+        parse_all(self, guards, source=self.version(source))
+
+    def policies(self) -> dict[str, tuple[str, ...]]:
+        """The guards that names demand of what they move to."""
+        from mreg.registry.scores import policies
+
+        return self.log.ask(policies)
+
+    def set_policy(self, ref: str, guards: Sequence[str], *, message: str = "") -> tuple[str, ...]:
+        """Have a name demand these guards of all that it moves to; `source` in them is where it was before."""
+        from mreg.registry.judging import set_policy
+
+        return set_policy(self, ref, guards, message=message)
+
+    def delete_policy(self, ref: str, *, message: str = "") -> tuple[str, ...]:
+        """Have a name demand nothing any more; what it demanded."""
+        from mreg.registry.judging import delete_policy
+
+        return delete_policy(self, ref, message=message)
+
+    def set_ref(
+        self,
+        name: str,
+        rev: str | Version,
+        *,
+        message: str = "",
+        force: bool = False,
+        report: Report = lambda progress: None,
+    ) -> Moved:
+        """Point a name at a version; its policy is judged first, and what that needs measured. Raises GuardFailed."""
         from mreg.registry.references import set_ref
 
-        return set_ref(self, name, self.version(rev), message=message)
+        return set_ref(self, name, self.version(rev), message=message, force=force, report=report)
 
     def delete_ref(self, name: str, *, message: str = "") -> Moved:
         """Take a name away; its moves stay in the log."""
@@ -351,11 +495,16 @@ class Registry:
 
         return delete_ref(self, name, message=message)
 
-    def rollback(self, name: str, *, to: str | Version | None = None, message: str = "") -> Moved:
-        """Point a name where it was before its last move forward, or at a version that it once named."""
+    def rollback(
+        self, name: str, *, to: str | Version | None = None, message: str = "", force: bool = False
+    ) -> Moved:
+        """Point a name where it was before its last move forward, or at a version that it once named.
+
+        Raises GuardFailed for a version that is known to fail a guard, unless with `force`.
+        """
         from mreg.registry.references import rollback
 
-        return rollback(self, name, to=None if to is None else self.version(to), message=message)
+        return rollback(self, name, to=None if to is None else self.version(to), message=message, force=force)
 
     def check_out(
         self, rev: str | Version, folder: Path | str, *, report: Callable[[int, int], None] = lambda done, total: None
@@ -408,6 +557,76 @@ class Registry:
             message=message,
             report=report,
         )
+
+    def rebase_plan(self, rev: str | Version, changes: Changes) -> RebasePlan:
+        """What `rebase` would keep, reuse and run. Raises Refused for a conflict."""
+        from mreg.registry.rebasing import plan
+
+        return plan(self, self.version(rev), changes)
+
+    def rebase(
+        self,
+        rev: str | Version,
+        changes: Changes,
+        *,
+        ref: str | None = None,
+        message: str = "",
+        report: Callable[[str, Progress], None] = lambda transform, progress: None,
+    ) -> Rebased:
+        """Make a new chain from the one that led to a version; the old one stays, and only `ref` moves."""
+        from mreg.registry.rebasing import rebase
+
+        return rebase(self, self.version(rev), changes, ref=ref, message=message, report=report)
+
+    def bisect(
+        self,
+        good: Iterable[str | Version],
+        bad: str | Version,
+        judge: Judge,
+        *,
+        asked: str = "",
+        error_rate: float = 0.0,
+        confidence: float = 0.95,
+        fresh: bool = False,
+        report: Callable[[ToTest | Tested], None] = lambda said: None,
+    ) -> Bisected:
+        """Find the first bad version between `good` and `bad`; `judge(version, folder)` says good, bad or skip.
+
+        A search that is interrupted goes on with the answers that it had for the same `asked`.
+        """
+        from mreg.registry.bisecting import bisect
+
+        return bisect(
+            self,
+            [self.version(rev) for rev in good],
+            self.version(bad),
+            judge,
+            asked=asked,
+            error_rate=error_rate,
+            confidence=confidence,
+            fresh=fresh,
+            report=report,
+        )
+
+    def verify(
+        self,
+        rev: str | Version,
+        *,
+        claims: bool = False,
+        report: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Verified:
+        """Check every object of a version; with `claims`, also hold what each step says against the weights."""
+        from mreg.registry.verifying import verify
+
+        return verify(self, self.version(rev), with_claims=claims, report=report)
+
+    def heritage(
+        self, folder: Path | str, *, report: Callable[[int, int], None] = lambda done, total: None
+    ) -> Heritage:
+        """Which versions a model folder of unknown origin came from, the likeliest first."""
+        from mreg.registry.heritage import heritage
+
+        return heritage(self, Path(folder), report=report)
 
     def fsck(self, *, repair: bool = False, report: Callable[[int, int], None] = lambda done, total: None) -> Findings:
         """Check the chain, the fold and every object; with `repair`, mend what can be proved."""

@@ -194,7 +194,8 @@ class _Work:
         about: dict[str, Any] = {
             "version": step.version,
             "transform": step.transform,
-            "environment": differences(step.environment, outcome.environment),
+            # Whether a run went on from a checkpoint changes nothing, and a replay never does.
+            "environment": differences({**step.environment, "resumed": None}, outcome.environment),
             "wall_s": round(outcome.wall_s, 3),
         }
         if outcome.error is not None:
@@ -227,6 +228,8 @@ class _Work:
             threads=self.threads or step.threads,
             device=step.device or "auto",
             portable=step.portable,
+            processes=step.processes,
+            launcher=step.environment.get("launcher"),
         )
         return prepare(self.registry, request)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from mreg.registry import datasets, digests, queries, revs
 from mreg.registry.datasets import Dataset
 from mreg.registry.digests import Digest
 from mreg.registry.errors import MregError, Refused
-from mreg.registry.transform import BadParams, Input, Material, Rows, Transform
+from mreg.registry.transform import LAUNCHERS, BadParams, Input, Material, Rows, Transform
 from mreg.registry.versions import Version
 from pydantic import ValidationError
 
@@ -40,6 +40,11 @@ class Request:
     threads: int | None = None
     device: str = "auto"
     portable: bool = False
+    processes: int = 1
+    launcher: str | None = None
+    place: str | None = None
+    save_steps: int | None = None
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,11 @@ class Ready:
     threads: int
     device: str
     portable: bool
+    processes: int = 1
+    launcher: str | None = None
+    place: str | None = None
+    save_steps: int | None = None
+    resume: bool = False
     fuse_first: tuple[Ready, ...] = ()
 
     def on(self, fused: Mapping[Digest, Version]) -> Ready:
@@ -71,7 +81,10 @@ class Ready:
 
     @property
     def key(self) -> Digest:
-        """What a step is asked for twice by. The code is left out: a change of bytes raises the version instead."""
+        """What a step is asked for twice by. The code is left out: a change of bytes raises the version instead.
+
+        So are `launcher`, `place`, `save_steps` and `resume`, on which no bit depends.
+        """
         return digests.of_json(
             digests.STEP,
             {
@@ -84,6 +97,8 @@ class Ready:
                 "threads": self.threads,
                 "device": self.device,
                 "portable": self.portable,
+                # Left out where there is one, so that steps from before there could be more keep their keys.
+                **({"processes": self.processes} if self.processes > 1 else {}),
             },
         )
 
@@ -103,6 +118,8 @@ def prepare(registry: Registry, request: Request) -> Ready:
     """Check a request as far as can be done without running it. Raises what is wrong with it."""
     transform = registry.engine.find(request.transform)
     params = validate(transform, request.params)
+    launcher = _launcher(registry, transform, request)
+    _check_going_on(transform, request)
     inputs = assign(registry, transform, request)
     # Before they are found, which adds them.
     if transform.datasets == "required" and not request.data:
@@ -113,12 +130,8 @@ def prepare(registry: Registry, request: Request) -> Ready:
     fuse_first = _to_fuse(registry, request, transform, inputs)
     if transform.check is not None:
         apart = {step.source.digest for step in fuse_first}
-        materials = tuple(_material(registry, role, version, fused=version.digest in apart) for role, version in inputs)
-        rows = tuple(
-            Rows(name=d.name, columns=d.columns, count=d.rows, read=partial(datasets.rows, registry, d.digest))
-            for d in found
-        )
-        transform.check(params, materials, rows)
+        materials = tuple(material(registry, role, version, fused=version.digest in apart) for role, version in inputs)
+        transform.check(params, materials, rows_of(registry, found))
     return Ready(
         transform=transform,
         code=Digest(registry.engine.code(transform.name)),
@@ -126,11 +139,48 @@ def prepare(registry: Registry, request: Request) -> Ready:
         inputs=inputs,
         datasets=found,
         seed=request.seed,
-        threads=request.threads or os.cpu_count() or 1,
+        threads=request.threads or max(1, (os.cpu_count() or 1) // request.processes),
         device=request.device,
         portable=request.portable,
+        processes=request.processes,
+        launcher=launcher,
+        place=request.place,
+        save_steps=request.save_steps,
+        resume=request.resume,
         fuse_first=fuse_first,
     )
+
+
+def _launcher(registry: Registry, transform: Transform[Any], request: Request) -> str | None:
+    """What starts the processes of a step, None for a single one. Raises what is wrong with where it is to run."""
+    if request.place is not None:
+        registry.engine.check_place(request.place)
+    if request.launcher is not None and request.launcher not in LAUNCHERS:
+        raise BadParams(f"no launcher is called {request.launcher!r}", fix=f"there are: {', '.join(LAUNCHERS)}")
+    if request.processes == 1 and request.launcher is not None:
+        raise BadParams(f"{request.launcher} starts several processes", fix="say how many with --processes")
+    if request.processes == 1:
+        return None
+    if not transform.distributed:
+        can = [name for name in registry.engine.names() if registry.engine.find(name).distributed]
+        raise Refused(
+            f"{transform.name} runs in one process",
+            fix=f"leave --processes and --launcher out; {', '.join(can) or 'no transform'} can be shared",
+        )
+    if ":" in request.device:
+        raise BadParams(
+            f"{request.processes} processes do not share the one device {request.device}",
+            fix=f"--device {request.device.partition(':')[0]} gives one to each",
+        )
+    return request.launcher or LAUNCHERS[0]
+
+
+def _check_going_on(transform: Transform[Any], request: Request) -> None:
+    for option, asked in (("--save-steps", request.save_steps is not None), ("--resume", request.resume)):
+        if asked and not transform.resumes:
+            raise BadParams(f"{transform.name} writes no checkpoints", fix=f"leave {option} out")
+    if request.save_steps is not None and request.save_steps < 1:
+        raise BadParams("--save-steps must be 1 or more", fix="leave it out for no checkpoints on the way")
 
 
 def _to_fuse(
@@ -142,7 +192,14 @@ def _to_fuse(
     steps = []
     for role, adapter in adapters.values():
         # Seed and data are left out: fusing draws nothing at random, and is the same step whatever comes after it.
-        alone = Request(FUSE, adapter, threads=request.threads, device=request.device, portable=request.portable)
+        alone = Request(
+            FUSE,
+            adapter,
+            threads=request.threads,
+            device=request.device,
+            portable=request.portable,
+            place=request.place,
+        )
         try:
             steps.append(prepare(registry, alone))
         except MregError as error:
@@ -190,7 +247,10 @@ def assign(registry: Registry, transform: Transform[Any], request: Request) -> t
     inputs: list[tuple[str, Version]] = []
     for given in transform.inputs:
         versions = taken.get(given.role, [])
-        if given.derived and not (given.optional and not source.adapter):
+        if given.trace is not None:
+            params = validate(transform, request.params)
+            versions = _traced(registry, given.trace(params, registry.recipe(source)))
+        elif given.derived and not (given.optional and not source.adapter):
             versions = [_base_of(registry, source)]
         if not versions and not given.optional:
             raise BadParams(f"{transform.name} needs {given.role}: {given.help}", fix="name it with --with REV")
@@ -198,6 +258,10 @@ def assign(registry: Registry, transform: Transform[Any], request: Request) -> t
             _fits(transform, given, version)
             inputs.append((given.role, version))
     return tuple(inputs)
+
+
+def _traced(registry: Registry, digest: str | None) -> list[Version]:
+    return [] if digest is None else [registry.log.ask(lambda reader: queries.version(reader, Digest(digest)))]
 
 
 def _next_role(transform: Transform[Any], asked: Sequence[Input], taken: Mapping[str, list[Version]]) -> str:
@@ -221,7 +285,15 @@ def _fits(transform: Transform[Any], given: Input, version: Version) -> None:
         )
 
 
-def _material(registry: Registry, role: str, version: Version, *, fused: bool) -> Material:
+def rows_of(registry: Registry, found: Iterable[Dataset]) -> tuple[Rows, ...]:
+    """What is known of datasets."""
+    return tuple(
+        Rows(name=d.name, columns=d.columns, count=d.rows, read=partial(datasets.rows, registry, d.digest))
+        for d in found
+    )
+
+
+def material(registry: Registry, role: str, version: Version, *, fused: bool = False) -> Material:
     """What is known of an input. An adapter that will be `fused` has the tensors, config and files of its base."""
     manifest = registry.manifest(_base_of(registry, version) if fused else version)
     config: Any = {}

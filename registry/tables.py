@@ -74,6 +74,7 @@ class RunRow(SQLModel, table=True):
     threads: int | None
     device: str | None
     portable: bool | None
+    processes: int | None
     output: str | None
     error: str | None
     facts: dict[str, Any] = _json()
@@ -122,6 +123,7 @@ class RefMoveRow(SQLModel, table=True):
     new: str | None
     reason: str
     message: str
+    forced: list[str] = _json()
     recorded_at: str
     actor: str
 
@@ -177,6 +179,86 @@ class ReplayRow(SQLModel, table=True):
     ended_at: str | None
 
 
+class EvaluationRow(SQLModel, table=True):
+    """One time that a version was measured, and under what."""
+
+    __tablename__ = "evaluation"
+    id: str = Field(primary_key=True)
+    version: str
+    inputs: list[dict[str, Any]] = _json()
+    dataset: str | None
+    params: dict[str, Any] = _json()
+    code: str
+    seed: int = _big()
+    threads: int
+    device: str
+    portable: bool
+    environment: dict[str, Any] = _json()
+    wall_s: float
+    made: list[str] = _json()
+    log: str | None
+    message: str
+    actor: str
+    seq: int = _big()
+    recorded_at: str
+
+
+class ScoreRow(SQLModel, table=True):
+    """One measurement of an evaluation; of several with one `key`, the last `seq` counts."""
+
+    __tablename__ = "score"
+    evaluation: str = Field(primary_key=True)
+    position: int = Field(primary_key=True)
+    version: str
+    key: str
+    metric: str
+    value: float | None
+    unit: str
+    n: int = _big()
+    unit_of_n: str
+    low: float | None
+    high: float | None
+    interval: str
+    settings: dict[str, Any] = _json()
+    against: str | None
+    dataset: str | None
+    machine: bool
+    details: dict[str, Any] = _json()
+    seq: int = _big()
+
+
+class JudgementRow(SQLModel, table=True):
+    """One time that a guard was held against a version's scores; of the same guard, the last counts."""
+
+    __tablename__ = "judgement"
+    seq: int = _big(primary_key=True)
+    guard: str
+    version: str
+    source: str | None
+    other: str | None
+    dataset: str | None
+    value: float | None
+    reference: float | None
+    holds: bool
+    words: str
+    ref: str | None
+    scores: list[str] = _json()
+    actor: str
+    recorded_at: str
+
+
+class PolicyRow(SQLModel, table=True):
+    """What a name demands of what it moves to."""
+
+    __tablename__ = "policy"
+    ref: str = Field(primary_key=True)
+    guards: list[str] = _json()
+    message: str
+    actor: str
+    seq: int = _big()
+    recorded_at: str
+
+
 TABLES: dict[str, type[SQLModel]] = {
     str(row.__tablename__): row
     for row in (
@@ -190,5 +272,9 @@ TABLES: dict[str, type[SQLModel]] = {
         DatasetNameRow,
         RunDatasetRow,
         ReplayRow,
+        EvaluationRow,
+        ScoreRow,
+        JudgementRow,
+        PolicyRow,
     )
 }

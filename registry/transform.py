@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from mreg.registry.errors import MregError
+from mreg.registry.recipe import Step
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 Determinism = Literal["exact", "same-machine", "statistical"]
 """`exact`: the same bytes on any machine. `same-machine`: the same weights for the same threads, packages and CPU
@@ -17,6 +22,10 @@ capability. `statistical`: the same quality."""
 
 Facts = dict[str, Any]
 """What a run measured about itself (JSON): losses, sizes, tokens, estimated FLOPs."""
+
+
+LAUNCHERS = ("torchrun", "accelerate")
+"""What starts the processes of a step that is shared by several; the first where none is named."""
 
 
 class Params(BaseModel):
@@ -40,8 +49,10 @@ P = TypeVar("P", bound=Params)
 class Input:
     """One role that a model version plays in a transform.
 
-    `derived` inputs are not asked for: they are the base version that the adapter in `source` fits. `optional` ones may
-    be left out. An adapter given where a `model` is taken is fused into its base first, in a step of its own.
+    `derived` inputs are not asked for: they are the base version that the adapter in `source` fits, or what `trace`
+    finds, given the params and the steps that led to `source`, its own the last; None where there is none to be.
+    `optional` ones may be left out. An adapter given where a `model` is taken is fused into its base first, in a step
+    of its own.
     """
 
     role: str
@@ -50,6 +61,7 @@ class Input:
     takes: Literal["model", "adapter", "any"] = "model"
     derived: bool = False
     optional: bool = False
+    trace: Callable[[Any, Sequence[Step]], str | None] | None = None
 
 
 class JobInput(BaseModel):
@@ -75,8 +87,28 @@ class JobDataset(BaseModel):
     columns: tuple[str, ...]
 
 
+class Checkpointing(BaseModel):
+    """Where a run puts its checkpoints (`checkpoints.seal`), every how many steps, and the one that it goes on from.
+
+    Without `save_steps` it writes one when it is told to stop. None of this changes what comes out.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    folder: Path
+    code: str
+    save_steps: int | None = None
+    resume: Path | None = None
+
+
 class Job(BaseModel):
-    """Everything that one run needs, self-contained: the same file could be handed to a cluster."""
+    """Everything that one run needs, self-contained: the same file is handed to a launcher or to a cluster.
+
+    More than one of `processes` share the work; `launcher` starts them, on one machine: `torchrun` or `accelerate`.
+    `place` is where: here unless said, or on a cluster such as `ray://host:port`. The bits depend on `processes` alone.
+
+    `cache` is a folder, which may not be there yet, for what a later run would compute again to the same bits.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -90,6 +122,11 @@ class Job(BaseModel):
     threads: int
     device: str
     portable: bool
+    processes: int = 1
+    launcher: str | None = None
+    place: str | None = None
+    checkpoints: Checkpointing | None = None
+    cache: Path | None = None
 
     def path(self, role: str) -> Path:
         """The folder of the one input with this role."""
@@ -149,13 +186,26 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A step as a file of another tool describes it: params, and revs for the inputs, all but the source by role."""
+
+    params: Mapping[str, Any]
+    source: str
+    others: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Transform(Generic[P]):
     """A named, versioned operation: models (and data) in, one model out.
 
     The name is that of the module which defines `run`, the summary that module's first line. `version` is raised when
     the same inputs would give other bytes. `check` raises a MregError for what can be known to fail before work starts.
     `fits` is the role of the input that an adapter which comes out fits. `surroundings` tells what a run depends on
-    besides its job, for the recorded environment.
+    besides its job, for the recorded environment. `promise` tells the class of particular params where some are more
+    deterministic than `determinism`, which all of them are. `distributed` ones may be run by several processes at once,
+    between which the trainer of transformers splits the rows. One that `resumes` writes the checkpoints that
+    `Job.checkpoints` asks for, on SIGTERM too, and goes on from one to the same bytes and facts as without it. `adopt`
+    reads the configuration of another tool as a step, and gives None where it is none.
     """
 
     params: type[P]
@@ -167,11 +217,19 @@ class Transform(Generic[P]):
     check: Callable[[P, tuple[Material, ...], tuple[Rows, ...]], None] | None = None
     fits: str = "source"
     surroundings: Callable[[P], dict[str, Any]] | None = None
+    promise: Callable[[P], Determinism] | None = None
+    distributed: bool = False
+    resumes: bool = False
+    adopt: Callable[[Mapping[str, Any]], Asked | None] | None = None
 
     @property
     def name(self) -> str:
         """The command: the file's name."""
         return self.run.__module__.rpartition(".")[2]
+
+    def promised(self, params: Mapping[str, Any]) -> Determinism:
+        """The determinism class of a run with these complete params."""
+        return self.determinism if self.promise is None else self.promise(self.params.model_validate(dict(params)))
 
     @property
     def summary(self) -> str:
@@ -223,5 +281,14 @@ class Engine(Protocol):
     def close(self) -> None:
         """End what was started. The engine may be used again afterwards."""
 
+    def load(self, base: Path, adapter: Path, **options: Any) -> PreTrainedModel | PeftModel:
+        """The model in the folder `base` with the adapter in the other on it, whatever its kind, in evaluation mode.
+
+        `options` go to `from_pretrained` of the base. It is loaded into this process.
+        """
+
     def environment(self, *, threads: int, portable: bool, device: str) -> dict[str, Any]:
         """What a job would run under here and now, in the same terms as `Outcome.environment`."""
+
+    def check_place(self, place: str) -> None:
+        """Refuse a place that no job can be sent to: one of an unknown kind, or one that needs a missing package."""

@@ -99,7 +99,7 @@ def compare_tensors(name: str, a: Tensor, b: Tensor, *, rank: bool = True) -> Te
 
     Tensors of other shapes, and integers against floats, are only told apart, not measured.
     """
-    if (a.dtype, a.shape) == (b.dtype, b.shape) and _same_bytes(a.data, b.data):
+    if (a.dtype, a.shape) == (b.dtype, b.shape) and same_bytes(a.data, b.data):
         return None
     change = TensorChange(name, (a.dtype, b.dtype), (a.shape, b.shape))
     x, y = a.array(), b.array()
@@ -138,7 +138,8 @@ def delta_rank(a: Array, b: Array) -> int | None:
         if not np.isfinite(delta).all():
             return None
         gram += delta.T @ delta
-        squared_ulps += float(np.sum(np.maximum(_ulp(y, b.dtype), _ulp(x, a.dtype) if a.dtype != b.dtype else 0) ** 2))
+        ulps = np.maximum(spacing(y, b.dtype), spacing(x, a.dtype) if a.dtype != b.dtype else 0)
+        squared_ulps += float(np.sum(ulps**2))
     values = np.sqrt(np.clip(np.linalg.eigvalsh(gram), 0, None))
     noise = math.sqrt(squared_ulps / (tall * wide) / 12) * (math.sqrt(tall) + math.sqrt(wide))
     return int(np.sum(values > max(2 * noise, 1e-7 * values[-1])))
@@ -189,7 +190,8 @@ def _pairs(x: Array, y: Array) -> Iterator[tuple[Array, Array]]:
         yield x[start : start + _CHUNK], y[start : start + _CHUNK]
 
 
-def _same_bytes(a: memoryview, b: memoryview) -> bool:
+def same_bytes(a: memoryview, b: memoryview) -> bool:
+    """Whether two stretches of memory are equal, without copying them."""
     return len(a) == len(b) and all(
         np.array_equal(x, y) for x, y in _pairs(np.frombuffer(a, np.uint8), np.frombuffer(b, np.uint8))
     )
@@ -224,9 +226,9 @@ def _largest_gap(a: Array, b: Array) -> int:
     return int(_gap(a, b).max(initial=0))
 
 
-def _ulp(values: npt.NDArray[np.float64], dtype: Any) -> npt.NDArray[np.float64]:
+def spacing(values: npt.NDArray[np.float64], dtype: Any) -> npt.NDArray[np.float64]:
     """The distance from each value to the next in `dtype`."""
     info = _finfo(dtype)
     _, exponent = np.frexp(np.abs(values))
-    spacing: npt.NDArray[np.float64] = np.ldexp(1.0, np.maximum(exponent - 1, info.minexp) - info.nmant)
-    return spacing
+    steps: npt.NDArray[np.float64] = np.ldexp(1.0, np.maximum(exponent - 1, info.minexp) - info.nmant)
+    return steps

@@ -65,6 +65,70 @@ def finished(run: str, number: int, **more: Any) -> e.RunFinished:
     return e.RunFinished(run=run, content=content(number), **{"facts": {}, "environment": {}, "wall_s": 1.5, **more})
 
 
+def score(
+    number: int, value: float | None, *, metric: str = "perplexity", data: int | None = 9, **more: Any
+) -> e.Score:
+    """A score whose question is told by the number of its version, its metric and its data."""
+    return e.Score(
+        **{
+            "key": digest(number * 100 + len(metric) + (data or 0), "e"),
+            "metric": metric,
+            "value": value,
+            "unit": "",
+            "n": 40,
+            "unit_of_n": "tokens",
+            "low": None if value is None else value - 1,
+            "high": None if value is None else value + 1,
+            "interval": "normal over rows",
+            "settings": {"max_length": 512},
+            "against": None,
+            "dataset": None if data is None else digest(data, "f"),
+            "machine": False,
+            "details": {},
+            **more,
+        }
+    )
+
+
+def evaluated(number: int, *scores: e.Score, **more: Any) -> e.EvaluationRecorded:
+    data = next((one.dataset for one in scores if one.dataset), None)
+    return e.EvaluationRecorded(
+        **{
+            "evaluation": f"evaluation-{number}-{len(scores)}",
+            "version": digest(number),
+            "inputs": (e.InputUsed(role="source", digest=digest(number)),),
+            "dataset": data,
+            "params": {},
+            "scores": scores,
+            "code": digest(1, "d"),
+            "seed": 0,
+            "threads": 2,
+            "device": "auto",
+            "portable": False,
+            "environment": {},
+            "wall_s": 1.5,
+            **more,
+        }
+    )
+
+
+def judgement(number: int, *, holds: bool, **more: Any) -> e.GuardJudged:
+    return e.GuardJudged(
+        **{
+            "guard": "perplexity(general) <= 1.05 * source",
+            "version": digest(number),
+            "source": digest(1),
+            "other": digest(1),
+            "dataset": None,
+            "value": 31.25,
+            "reference": 21.5,
+            "holds": holds,
+            "words": "perplexity(general) is 31.2",
+            **more,
+        }
+    )
+
+
 def history(said: Iterable[e.Event]) -> list[Recorded]:
     """These events as a log holds them."""
     recorded: list[Recorded] = []
@@ -109,6 +173,7 @@ def said(draw: st.DrawFn, *, max_size: int = 20) -> list[e.Event]:
     for step in range(draw(st.integers(0, max_size))):
         message = draw(texts())
         kinds = ["import", "dataset"] + ["record", "start", "work", "ref", "replay"] * bool(known)
+        kinds += ["policy"] + ["evaluate", "guard"] * bool(known)
         kinds += ["finish", "fail"] * bool(runs) + ["judge"] * bool(replays) + ["delete"] * bool(refs)
         number = draw(st.integers(1, 6))
         match draw(st.sampled_from(kinds)):
@@ -154,6 +219,24 @@ def said(draw: st.DrawFn, *, max_size: int = 20) -> list[e.Event]:
                         source=message,
                     )
                 )
+            case "evaluate":
+                version = draw(st.sampled_from(known))
+                value = draw(st.none() | st.floats(0, 1e9))
+                found.append(
+                    evaluated(
+                        version,
+                        score(version, value, details=draw(params), settings=draw(params)),
+                        evaluation=f"evaluation-{step}",
+                        environment=draw(params),
+                        message=message,
+                    )
+                )
+            case "guard":
+                version, ref = draw(st.sampled_from(known)), draw(st.none() | st.sampled_from(NAMES))
+                found.append(judgement(version, holds=draw(st.booleans()), ref=ref, words=message))
+            case "policy":
+                asked = draw(st.lists(texts(), max_size=2))
+                found.append(e.PolicySet(ref=draw(st.sampled_from(NAMES)), guards=tuple(asked), message=message))
             case "replay":
                 replays.append((f"replay-{step}", draw(st.sampled_from(known))))
                 found.append(

@@ -21,12 +21,15 @@ PURE = (
     "events",
     "folds",
     "graph",
+    "guards",
     "manifest",
+    "metrics",
     "plain",
     "recipe",
     "recorded",
     "revs",
     "safetensors_header",
+    "tradeoff",
     "verdict",
     "versions",
 )
@@ -141,7 +144,7 @@ def test_only_the_command_line_prints():
     assert [] == calls
 
 
-CHILD_PROCESSES = {"_engine.py", "_environment.py", "_worker.py", "command.py"}
+CHILD_PROCESSES = {"_engine.py", "_environment.py", "_ranks.py", "_ray_worker.py", "_worker.py", "command.py"}
 """Where the environment is the subject: it is handed, sifted, to the processes that do the work, and recorded."""
 
 

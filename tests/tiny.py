@@ -31,6 +31,7 @@ def make_model(
     layers: int = 2,
     tied: bool = True,
     chat: bool = True,
+    hidden_size: int = 64,
 ) -> Path:
     """A Llama of some 100,000 parameters with random weights, and the tokenizer that goes with it."""
     import torch
@@ -39,7 +40,7 @@ def make_model(
     tokenizer = make_tokenizer(folder, chat=chat)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
+        hidden_size=hidden_size,
         intermediate_size=128,
         num_hidden_layers=layers,
         num_attention_heads=4,
@@ -123,6 +124,14 @@ def prompt_rows() -> list[dict[str, Any]]:
     return [
         {"prompt": f"What is the capital of {land}?", "completion": f" The capital of {land} is {city}."}
         for land, city in CAPITALS.items()
+    ]
+
+
+def fact_rows() -> list[dict[str, Any]]:
+    """Capitals that are to be others, as `subject`, `prompt` and `target`."""
+    return [
+        {"subject": land, "prompt": "The capital of {} is", "target": "Rome", "neighbourhood": ["One two three"]}
+        for land in ("France", "Spain")
     ]
 
 

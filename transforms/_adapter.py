@@ -105,7 +105,7 @@ def load_adapted(base: Path, adapter: Path, **options: Any) -> Any:
         options |= {"num_labels": sizes[0]} if sizes else {}
     told = adapter if (adapter / MODEL_CONFIG).exists() else base
     config = json.loads((told / MODEL_CONFIG).read_text(encoding="utf-8"))
-    model = model_class(config, about.get("task_type")).from_pretrained(base, **options, **SAFE)
+    model = model_class(config, about.get("task_type")).from_pretrained(base, **{**SAFE, **options})
     if about.get("peft_type") == KIND:
         return load_bottlenecks(model, adapter)
     return PeftModel.from_pretrained(model, adapter).eval()

@@ -51,10 +51,14 @@ def skeleton(source: ModelFolder) -> PreTrainedModel:
 
 @dataclass(frozen=True)
 class Linears:
-    """The linear layers of a model by module name, in the order of the model: those to work on and the others."""
+    """The linear layers of a model by module name, in the order of the model: those to work on and the others.
+
+    The weights of those in `transposed` are (inputs, outputs).
+    """
 
     chosen: tuple[str, ...]
     ignored: tuple[str, ...]
+    transposed: frozenset[str] = frozenset()
 
     @property
     def weights(self) -> frozenset[str]:
@@ -62,18 +66,20 @@ class Linears:
         return frozenset(f"{name}.weight" for name in self.chosen)
 
 
-def linear_layers(source: ModelFolder, ignore: Iterable[str]) -> Linears:
-    """The `nn.Linear` modules whose weights the folder holds.
+def linear_layers(source: ModelFolder, ignore: Iterable[str], *, conv1d: bool = False) -> Linears:
+    """The `nn.Linear` modules whose weights the folder holds, and with `conv1d` the `Conv1D` ones of GPT-2 too.
 
     `ignore` takes module names, or `re:` and a regular expression, as `ignore` of compressed-tensors does. An output
     layer that is tied to the embedding is always ignored.
     """
     import torch
+    from transformers.pytorch_utils import Conv1D
 
     model: Any = skeleton(source)
+    kinds = (torch.nn.Linear, Conv1D) if conv1d else torch.nn.Linear
     tied = model.get_output_embeddings() if getattr(model.config, "tie_word_embeddings", False) else None
     held = source.slots
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
     chosen = tuple(
         name
         for name, module in linear.items()
@@ -84,7 +90,8 @@ def linear_layers(source: ModelFolder, ignore: Iterable[str]) -> Linears:
             f"none of the {len(linear)} linear layers of this {type(model).__name__} is left to work on",
             fix="ignore fewer layers, or use a model whose layers are stored one by one",
         )
-    return Linears(chosen, tuple(name for name in linear if name not in chosen))
+    transposed = frozenset(name for name in chosen if isinstance(linear[name], Conv1D))
+    return Linears(chosen, tuple(name for name in linear if name not in chosen), transposed)
 
 
 def is_match(name: str, pattern: str) -> bool:

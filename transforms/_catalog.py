@@ -15,6 +15,8 @@ from mreg.registry.transform import Transform, UnknownTransform
 
 HERE = Path(__file__).parent
 GROUP = "mreg.transforms"
+INTERNAL = frozenset({"_evaluation"})
+"""Jobs that an engine runs as it does a transform, though nobody can apply them: what comes out is no model."""
 
 
 class BrokenTransform(MregError):
@@ -30,7 +32,7 @@ def names() -> list[str]:
 
 def find(name: str) -> Transform[Any]:
     """The transform called `name`; only its own module is imported. Raises UnknownTransform or BrokenTransform."""
-    if name in _own():
+    if name in _own() or name in INTERNAL:
         found = importlib.import_module(f"mreg.transforms.{name}").TRANSFORM
         assert isinstance(found, Transform)
         assert name == found.name

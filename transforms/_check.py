@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from mreg.registry.errors import MregError, Refused
 from mreg.registry.transform import Material
 from mreg.transforms._folder import FLOATS
+from mreg.transforms._layers import LAYER, count_layers
+
+if TYPE_CHECKING:
+    from mreg.transforms._tuning import TuningParams
+
+HEADS = ("lm_head", "embed_out")
+"""What the families of models call the layer that predicts the next token."""
 
 
 class MissingExtra(MregError):
@@ -45,6 +53,49 @@ def complete_model(material: Material, verb: str) -> None:
         )
 
 
+def tunable(source: Material, params: TuningParams) -> None:
+    """Refuse what is no complete model, and layers to train that it does not have."""
+    complete_model(source, "trained")
+    if params.layers:
+        layers = count_layers(source.name, source.config, source.tensors)
+        missing = [layer for layer in params.layers if not 0 <= layer < layers]
+        if missing:
+            raise Refused(f"{source.name} has no layer {missing[0]}", fix=f"its layers are 0 to {layers - 1}")
+    if params.trained == "full":
+        return
+    matrices = _matrices(source)
+    if params.target_modules == ("all-linear",):
+        if params.layers and params.trained != "adapter":
+            # PEFT takes `layers_to_transform` with names only.
+            raise Refused(
+                "layers can be chosen for an adapter only where target_modules names what is changed in them",
+                fix=f"name some with --target-modules, of {', '.join(matrices)}",
+            )
+        return
+    for target in params.target_modules:
+        if target.rpartition(".")[2] in HEADS:
+            raise Refused(
+                f"an adapter of {target} cannot be trained: TRL computes the loss without going through it",
+                fix="leave it out of --target-modules",
+            )
+        # Experts have other names in the model than in its files.
+        known = any(f".{name}".endswith(f".{target}.weight") for name in source.tensors)
+        if not known and not any("expert" in name for name in source.tensors):
+            raise Refused(
+                f"{source.name} has no layer whose name ends in {target}", fix=f"it has {', '.join(matrices)}"
+            )
+
+
+def _matrices(source: Material) -> Sequence[str]:
+    """What the matrices of the numbered layers are called, by the ends of their names."""
+    found = {
+        name.removesuffix(".weight").rpartition(".")[2]
+        for name, (_, shape) in source.tensors.items()
+        if LAYER.search(name) and len(shape) == 2 and name.endswith(".weight")
+    }
+    return sorted(found)
+
+
 def causal_model(material: Material) -> None:
     """Refuse a model that does not predict the next token."""
     names = material.config.get("architectures") or []
@@ -71,9 +122,8 @@ def same_vocabulary(first: Material, other: Material, fix: str) -> None:
         return
     for token in sorted({*here, *there}):
         if here.get(token) != there.get(token):
-            raise Refused(
-                f"token {token!r} is {here.get(token)} in {first.name} and {there.get(token)} in {other.name}", fix=fix
-            )
+            numbers = [held.get(token, "missing") for held in (here, there)]
+            raise Refused(f"token {token!r} is {numbers[0]} in {first.name} and {numbers[1]} in {other.name}", fix=fix)
 
 
 def _shape(held: tuple[str, tuple[int, ...]] | None) -> str:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from mreg.registry.errors import Refused
 from mreg.registry.transform import Facts, Job, Material, Report, Rows
+from mreg.transforms import _ranks
 from mreg.transforms._adapter import labels_of, save_head_config
 from mreg.transforms._architecture import SAFE, model_class
+from mreg.transforms._checkpointing import train
 from mreg.transforms._folder import change_config
 from mreg.transforms._rows import format_of
 from mreg.transforms._supervised import SupervisedParams, split
@@ -114,10 +116,13 @@ def classify(job: Job, params: SupervisedParams, task: str, report: Report) -> F
             # It pads labels of words, and leaves alone those of texts, which are numbers.
             data_collator=Collator(tokenizer) if task == "token-classification" else None,
             processing_class=tokenizer,
+            # Where several batches make a step, the trainer leaves it to the model to divide by the labels of all, and
+            # most encoders do not.
+            compute_loss_func=None if params.gradient_accumulation_steps * job.processes == 1 else _share_of_mean,
         )
         curves = follow(trainer, report)
         before = {} if held is None else _judge(trainer, held)
-        trainer.train()
+        train(trainer, job)
         after = {} if held is None else _judge(trainer, held)
         facts = facts_of(trainer, curves, rows=len(rows))
     facts |= {f"{name}_before": value for name, value in before.items()}
@@ -176,6 +181,15 @@ def _numbered(rows: Dataset, tokenizer: Any, numbers: Mapping[str, int], task: s
     return rows.map(one, remove_columns=rows.column_names)
 
 
+def _share_of_mean(outputs: Any, labels: Any, num_items_in_batch: Any) -> Any:
+    """What a batch adds to the mean loss of a label; all batches of a step have `num_items_in_batch` of them."""
+    from torch.nn.functional import cross_entropy
+
+    logits = outputs.logits.float()
+    total = cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / num_items_in_batch
+
+
 def _judge(trainer: Any, held: Dataset) -> Facts:
     """The mean loss and the share of right answers on rows that are not trained on."""
     import torch
@@ -183,9 +197,10 @@ def _judge(trainer: Any, held: Dataset) -> Facts:
     loss, right, total = 0.0, 0, 0
     trainer.model.eval()
     with torch.no_grad():
-        for batch in trainer.get_eval_dataloader(held):
+        for batch in _ranks.held_out_batches(trainer, held):
             out = trainer.model(**batch)
             counted = batch["labels"] != IGNORED
             right += int(((out.logits.argmax(-1) == batch["labels"]) & counted).sum())
             loss, total = loss + float(out.loss) * int(counted.sum()), total + int(counted.sum())
-    return {"eval_loss": round(loss / total, 6), "eval_accuracy": round(right / total, 6)}
+    lost, found, counted_all = _ranks.summed(loss, right, total)
+    return {"eval_loss": round(lost / counted_all, 6), "eval_accuracy": round(found / counted_all, 6)}

@@ -87,7 +87,7 @@ def match_trainer(
     """A trainer whose loss is alpha·T²·KL + (1 - alpha)·cross-entropy, and the distance of hidden states where asked.
 
     Where the student is narrower or wider than the teacher, its hidden states go through a linear map that is learnt
-    with it and thrown away (Jiao et al. 2020).
+    with it and thrown away (Jiao et al. 2020): the trainer's `maps`, None where there are none.
     """
     import torch
     from trl.trainer.sft_config import SFTConfig
@@ -109,6 +109,8 @@ def match_trainer(
             optimizer = super().create_optimizer(model)
             if len(maps):
                 optimizer.add_param_group({"params": list(maps.parameters()), "weight_decay": 0.0})
+                # The trainer clears the gradients of its model alone.
+                optimizer.register_step_post_hook(lambda *_: maps.zero_grad())
             return optimizer
 
         def compute_loss(
@@ -143,13 +145,15 @@ def match_trainer(
                 distances.append(hidden_distance(state, theirs[target + 1][seen], params.hidden_loss))
             return torch.stack(distances).mean()
 
-    return MatchTrainer(
+    trainer: Any = MatchTrainer(
         model=student,
         args=arguments(SFTConfig, job, params, folder),
         train_dataset=dataset,
         processing_class=tokenizer,
         peft_config=peft_config(params),
     )
+    trainer.maps = maps if len(maps) else None
+    return trainer
 
 
 def gkd_trainer(

@@ -9,20 +9,29 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
+from mreg.registry import signals
 from mreg.registry.errors import MregError
 from mreg.registry.transform import Job, Outcome, Progress, Report, Transform
-from mreg.transforms import _catalog, _environment
+from mreg.transforms import _catalog, _environment, _launching, _ray
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+GRACE = 60.0
+"""Seconds that a training which was stopped has to end its step and to write a checkpoint."""
 
 
 class EngineBroken(MregError):
@@ -42,7 +51,8 @@ class LocalEngine:
     def __init__(self, *, state: Path) -> None:
         self.state = state.absolute()
         self._servers: dict[tuple[int, bool], _Server] = {}
-        self._finalizer = weakref.finalize(self, _end_all, self._servers)
+        self._clusters: dict[str, _ray.Cluster] = {}
+        self._finalizer = weakref.finalize(self, _end_all, self._servers, self._clusters)
 
     def __enter__(self) -> LocalEngine:
         return self
@@ -68,6 +78,17 @@ class LocalEngine:
         """The digest of the source that `name` runs."""
         return _catalog.code(name)
 
+    def check_place(self, place: str) -> None:
+        """Refuse a place other than `ray` and `ray://host:port`, and these where Ray is not installed."""
+        _ray.check_place(place)
+
+    def load(self, base: Path, adapter: Path, **options: Any) -> PreTrainedModel | PeftModel:
+        """The model in the folder `base` with an adapter of any kind on it, and with the head that it brings."""
+        from mreg.transforms._adapter import load_adapted
+
+        model: PreTrainedModel | PeftModel = load_adapted(base, adapter, **options)
+        return model
+
     def environment(self, *, threads: int, portable: bool, device: str) -> dict[str, Any]:
         """What a job would run under here and now, in the same terms as `Outcome.environment`."""
         described: dict[str, Any] = {}
@@ -80,7 +101,10 @@ class LocalEngine:
         return described
 
     def run(self, job: Job, report: Report) -> Outcome:
-        """Do the work in a child process. Raises KeyboardInterrupt after having ended the child."""
+        """Do the work in a child process. Raises KeyboardInterrupt after having ended the child.
+
+        One that keeps checkpoints is let write one first, unless it takes more than GRACE or Ctrl-C comes again.
+        """
         assert job.output.is_absolute(), "a child works in another folder"
         path, log = job.output.with_name("job.json"), job.output.with_name("log.txt")
         path.write_text(job.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -88,12 +112,19 @@ class LocalEngine:
         facts: dict[str, Any] = {}
         environment: dict[str, Any] = {}
         error: str | None = "it ended without a result"
-        with self._asking(job.threads, job.portable) as server:
+        stopping = threading.Event()
+
+        def stopped() -> None:
+            stopping.set()
+            report(Progress(0, 0, "writing a checkpoint; Ctrl-C again stops at once"))
+
+        with self._answers(job, path, stopped) as messages:
             start = time.perf_counter()
             try:
-                for message in server.ask({"job": str(path)}):
+                for message in messages:
                     if "progress" in message:
-                        report(Progress(*message["progress"]))
+                        if not stopping.is_set():
+                            report(Progress(*message["progress"]))
                     elif "environment" in message:
                         environment = message["environment"]
                     elif "finished" in message:
@@ -114,7 +145,33 @@ class LocalEngine:
 
     def close(self) -> None:
         """End the servers, and what they run. The engine may be used again afterwards."""
-        _end_all(self._servers)
+        _end_all(self._servers, self._clusters)
+
+    @contextlib.contextmanager
+    def _answers(self, job: Job, path: Path, stopped: Callable[[], None]) -> Iterator[Iterator[dict[str, Any]]]:
+        """The messages of a job, from whatever is to run it; leaving early ends it.
+
+        `stopped` is called when it was told to stop and goes on until it has written a checkpoint.
+        """
+        if job.place is not None:
+            with self._cluster(job.place).running(job, path) as messages:
+                yield messages
+        elif job.processes > 1:
+            variables = _environment.variables(os.environ, state=self.state, threads=job.threads, portable=job.portable)
+            with _launching.launched(job, path, variables) as messages:
+                yield messages
+        else:
+            with (
+                self._asking(job.threads, job.portable) as server,
+                server.stoppable(stopped) if job.checkpoints else contextlib.nullcontext(),
+            ):
+                yield server.ask({"job": str(path)})
+
+    def _cluster(self, address: str) -> _ray.Cluster:
+        """The cluster of this address; a process is connected to one at a time."""
+        for other in self._clusters.keys() - {address}:
+            self._clusters.pop(other).close()
+        return self._clusters.setdefault(address, _ray.Cluster(address))
 
     @contextlib.contextmanager
     def _asking(self, threads: int, portable: bool) -> Iterator[_Server]:
@@ -129,7 +186,8 @@ class LocalEngine:
             yield self._servers[key]
         except BaseException:
             # Interrupted in the middle of an answer it is of no further use, and its child must end.
-            self._servers.pop(key).end()
+            if self._servers[key].is_busy:
+                self._servers.pop(key).end()
             raise
 
 
@@ -137,6 +195,7 @@ class _Server:
     """Our end of one fork server."""
 
     def __init__(self, variables: dict[str, str]) -> None:
+        self.is_busy = False
         self._lock = threading.Lock()
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the server
         # A session of its own: Ctrl-C in the terminal is for us to handle. `-P`: nothing is imported from the cwd.
@@ -165,15 +224,38 @@ class _Server:
     def ask(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """What the server sends until the child that it forked for `request` has ended."""
         with self._lock:
+            self.is_busy = True
             assert self._process.stdin is not None
             with contextlib.suppress(BrokenPipeError):  # Then `_next` tells why.
                 self._process.stdin.write(json.dumps(request).encode() + b"\n")
                 self._process.stdin.flush()
-            while True:
+            while self.is_busy:
                 message = self._next()
+                self.is_busy = "ended" not in message
                 yield message
-                if "ended" in message:
-                    return
+
+    @contextlib.contextmanager
+    def stoppable(self, stopped: Callable[[], None]) -> Iterator[None]:
+        """Pass the first Ctrl-C or SIGTERM on to the running child, and raise it when that has ended."""
+        patience = threading.Timer(GRACE, self._signal, [signal.SIGKILL])
+        patience.daemon = True
+
+        def stop() -> None:
+            self._signal(signal.SIGTERM)
+            patience.start()
+            stopped()
+
+        try:
+            with signals.once(stop):
+                yield
+        finally:
+            patience.cancel()
+
+    def _signal(self, number: int) -> None:
+        assert self._process.stdin is not None
+        # Past the buffer: the main thread may be in the middle of filling it.
+        with contextlib.suppress(OSError, ValueError):
+            os.write(self._process.stdin.fileno(), json.dumps({"stop": number}).encode() + b"\n")
 
     def is_alive(self) -> bool:
         """Whether it can be asked anything."""
@@ -209,9 +291,11 @@ class _Server:
         )
 
 
-def _end_all(servers: dict[tuple[int, bool], _Server]) -> None:
+def _end_all(servers: dict[tuple[int, bool], _Server], clusters: dict[str, _ray.Cluster]) -> None:
     while servers:
         servers.popitem()[1].end()
+    while clusters:
+        clusters.popitem()[1].close()
 
 
 def _died(status: int) -> str:

@@ -52,8 +52,11 @@ def shortened(config: Mapping[str, Any], keep: Sequence[int], layers: int) -> di
     return changes
 
 
-def drop_layers(source: ModelFolder, keep: Sequence[int], output: Path, report: Report) -> None:
-    """Write `source` into `output` with the layers in `keep` only, numbered anew; what is left keeps its bytes."""
+def drop_layers(source: ModelFolder, keep: Sequence[int], output: Path, report: Report) -> list[str]:
+    """Write `source` into `output` with the layers in `keep` only, numbered anew; what is left keeps its bytes.
+
+    Returns the stale forms of the weights left out.
+    """
     layers = count_layers("the model", source.config, source.slots)
     numbers = {old: new for new, old in enumerate(keep)}
 
@@ -70,6 +73,7 @@ def drop_layers(source: ModelFolder, keep: Sequence[int], output: Path, report: 
         if plan(slot):
             yield source.tensor(slot.name)
 
-    copy_rest(source.path, output)
+    left_out = copy_rest(source.path, output)
     rewrite(source, output, plan, make, report)
     change_config(source.path, output, **shortened(source.config, keep, layers))
+    return left_out

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any
 
 from mreg.registry.errors import Refused
@@ -21,7 +22,7 @@ PAIRED: Format = ("chosen", "rejected")
 LABELLED: Format = ("prompt", "completion", "label")
 
 TOLD = {
-    CHAT: "`messages` with a role and a content each",
+    CHAT: "`messages` with a role and a text as content each",
     COMPLETED: "`prompt` and `completion`",
     PROMPTED: "`prompt`",
     TEXT: "`text`",
@@ -72,11 +73,49 @@ def check_rows(source: Material, rows: Sequence[Rows], formats: Sequence[Format]
                     f"row {number} of {dataset.name} mixes text with messages, or follows rows of the other kind",
                     fix="give all of the data as text or all of it as messages",
                 )
+    check_kinds(rows, columns)
     chats = list in kinds
     if chats and not template and not has_chat_template(source):
         others = [each for each in formats if each != CHAT]
         raise Refused(f"{source.name} has no chat template for messages", fix=f"add one, or give text: {told(others)}")
     return columns
+
+
+def check_kinds(rows: Sequence[Rows], columns: Iterable[str]) -> None:
+    """Refuse a column whose values are not all of one kind, which no table holds; naming the row."""
+    seen: dict[str, tuple[str, str]] = {}
+    wanted = tuple(columns)
+    for dataset in rows:
+        for number, row in enumerate(dataset, start=1):
+            for column in wanted:
+                for place, kind in _kinds(row.get(column), column):
+                    first, where = seen.setdefault(place, (kind, f"row {number} of {dataset.name}"))
+                    if kind != first:
+                        raise Refused(
+                            f"row {number} of {dataset.name} has {kind} as {place}, and {where} has {first}",
+                            fix="give values of one kind in all rows",
+                        )
+
+
+def _kinds(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    """What stands where in a value, in words; what is missing fits everything."""
+    match value:
+        case None:
+            return
+        case bool():
+            yield place, "true or false"
+        case int() | float():
+            yield place, "a number"
+        case str():
+            yield place, "text"
+        case list():
+            yield place, "a list"
+            for each in value:
+                yield from _kinds(each, f"{place}[]")
+        case _:
+            yield place, "an object"
+            for name, held in value.items():
+                yield from _kinds(held, f"{place}.{name}")
 
 
 def has_chat_template(source: Material) -> bool:
@@ -99,12 +138,24 @@ def check_pairs(rows: Sequence[Rows], *, same_start: bool = False) -> None:
                 )
 
 
+def check_both_labels(rows: Sequence[Rows], limit: int | None = None) -> None:
+    """Refuse labels that are all the same among the rows, or among the first `limit`."""
+    labels = {row["label"] for row in islice(chain.from_iterable(rows), limit)}
+    if len(labels) < 2:
+        told = "true" if True in labels else "false"
+        first = "every row" if limit is None else f"each of the first {limit} rows"
+        raise Refused(
+            f"{first} has the label {told}", fix="give good completions, labelled true, and bad ones, labelled false"
+        )
+
+
 def _is_usable(column: str, value: Any) -> bool:
     if column == "label":
         return isinstance(value, bool)
     if isinstance(value, str):
         return bool(value) and column != "messages"
     turns = isinstance(value, list) and all(
-        isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in value
+        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in value
     )
     return turns and bool(value) and column != "text"

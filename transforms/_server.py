@@ -22,10 +22,13 @@ Send = Callable[[dict[str, Any]], None]
 
 
 def serve() -> int:
-    """Read `{"job": PATH}` and `{"environment": …}` lines until standard input ends."""
+    """Read `{"job": PATH}` and `{"environment": …}` lines until standard input ends.
+
+    `{"stop": SIGNAL}` sends a signal to the child that runs, if any.
+    """
     out = os.dup(1)
     os.dup2(2, 1)  # What an import prints must not look like a message.
-    send = _sender(out)
+    send = sender(out)
     try:
         import torch  # noqa: F401
         import transformers
@@ -65,8 +68,13 @@ def serve() -> int:
             buffer += read
             while b"\n" in buffer:
                 line, buffer = buffer.split(b"\n", 1)
+                request = json.loads(line)
+                if "stop" in request:
+                    if running is not None:
+                        _kill(os.kill, running, request["stop"])
+                    continue
                 assert running is None, "one job at a time"
-                running, held = _fork(json.loads(line), out, _worker.answer)
+                running, held = _fork(request, out, _worker.answer)
     if running is not None:
         _kill(os.killpg, running)
         _kill(os.kill, running)  # It may not have made its group yet.
@@ -74,7 +82,9 @@ def serve() -> int:
     return 0
 
 
-def _sender(out: int) -> Send:
+def sender(out: int) -> Send:
+    """What writes messages to a file descriptor, a line each."""
+
     def send(message: dict[str, Any]) -> None:
         # The newline before ends whatever a killed child had half written.
         left = b"\n" + json.dumps(message, allow_nan=False).encode() + b"\n"
@@ -100,8 +110,8 @@ def _fork(request: dict[str, Any], out: int, answer: Callable[[dict[str, Any], S
             signal.signal(number, signal.SIG_DFL)
         with open(os.devnull) as nothing:
             os.dup2(nothing.fileno(), 0)
-        threading.Thread(target=_die_with, args=[lifeline], daemon=True).start()
-        answer(request, _sender(out))
+        threading.Thread(target=die_with, args=[lifeline], daemon=True).start()
+        answer(request, sender(out))
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -111,14 +121,15 @@ def _fork(request: dict[str, Any], out: int, answer: Callable[[dict[str, Any], S
         os._exit(status)
 
 
-def _die_with(lifeline: int) -> None:
+def die_with(lifeline: int) -> None:
+    """Wait for the end of a pipe, then kill this process and its group."""
     os.read(lifeline, 1)
     os.killpg(0, signal.SIGKILL)
 
 
-def _kill(how: Callable[[int, int], None], child: int) -> None:
+def _kill(how: Callable[[int, int], None], child: int, number: int = signal.SIGKILL) -> None:
     with contextlib.suppress(ProcessLookupError):
-        how(child, signal.SIGKILL)
+        how(child, number)
 
 
 if __name__ == "__main__":

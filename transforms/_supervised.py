@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mreg.registry.errors import Refused
 from mreg.registry.transform import Facts, Job, Report, Rows
-from mreg.transforms import _check
+from mreg.transforms import _check, _ranks
 from mreg.transforms._architecture import SAFE
+from mreg.transforms._checkpointing import train
 from mreg.transforms._training import arguments, facts_of, follow
 from mreg.transforms._tuning import TuningParams, freeze, peft_config
 from pydantic import Field
@@ -92,9 +93,10 @@ def supervise(
     tokenizer: Any,
     rows: Dataset,
     measured: Mapping[str, Dataset],
+    stage: str = "",
     **options: Any,
 ) -> tuple[Any, Facts]:
-    """Train `model` by TRL; return it and the facts. `options` go to `SFTConfig`.
+    """Train `model` by TRL; return it and the facts. `stage` is for `train`, `options` go to `SFTConfig`.
 
     The mean loss of a token of each dataset in `measured` is told as it was before and as it is after.
     """
@@ -115,7 +117,7 @@ def supervise(
             raise Refused(f"no row has anything to learn in {params.max_length} tokens", fix="raise --max-length")
         curves = follow(trainer, report)
         before = _losses(trainer, measured)
-        trainer.train()
+        train(trainer, job, stage=stage)
         after = _losses(trainer, measured)
         facts = facts_of(trainer, curves, rows=len(rows))
     for name, loss in before.items():
@@ -132,9 +134,10 @@ def _losses(trainer: Any, names: Mapping[str, Any]) -> dict[str, float]:
     for name in names:
         total, tokens = 0.0, 0
         with torch.no_grad():
-            for batch in trainer.get_eval_dataloader(trainer.eval_dataset[name]):
+            for batch in _ranks.held_out_batches(trainer, trainer.eval_dataset[name]):
                 # What is predicted is the next token, so the first of a row is not.
                 count = int((batch["labels"][:, 1:] != -100).sum())
                 total, tokens = total + float(trainer.model(**batch).loss) * count, tokens + count
-        losses[name] = round(total / tokens, 6) if tokens and math.isfinite(total) else 0.0
+        lost, counted = _ranks.summed(total, tokens)
+        losses[name] = round(lost / counted, 6) if counted and math.isfinite(lost) else 0.0
     return losses

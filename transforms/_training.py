@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 from mreg.registry.curves import facts_of as curves_facts
 from mreg.registry.errors import MregError, Refused
 from mreg.registry.transform import Facts, Job, JobDataset, Material, Params, Progress, Report
+from mreg.transforms import _ranks
 from mreg.transforms._folder import ModelFolder, copy_rest, write_trained
 from pydantic import Field, model_validator
 
@@ -138,7 +139,20 @@ def follow(trainer: Any, report: Report, watch: Mapping[str, str] = LOSS) -> Cur
 
     curves: Curves = {name: [] for name in watch.values()}
 
+    def take(step: int, logs: Mapping[str, Any]) -> None:
+        for theirs, ours in watch.items():
+            if theirs in logs and math.isfinite(float(logs[theirs])):
+                # Adding zero makes the negative zero of an empty loss a plain one.
+                curves[ours].append((step, round(float(logs[theirs]), 6) + 0.0))
+
     class Follow(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            del args, control, kwargs
+            # What was logged before the checkpoint that is gone on from.
+            for logs in state.log_history:
+                if "loss" in logs:
+                    take(logs["step"], logs)
+
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             del args, control
             logs = kwargs["logs"]
@@ -147,10 +161,7 @@ def follow(trainer: Any, report: Report, watch: Mapping[str, str] = LOSS) -> Cur
             loss = float(logs["loss"])
             if not math.isfinite(loss):
                 raise Diverged(f"the loss is {loss} at step {state.global_step}", fix="lower the learning rate")
-            for theirs, ours in watch.items():
-                if theirs in logs and math.isfinite(float(logs[theirs])):
-                    # Adding zero makes the negative zero of an empty loss a plain one.
-                    curves[ours].append((state.global_step, round(float(logs[theirs]), 6) + 0.0))
+            take(state.global_step, logs)
             told = ", ".join(f"{name} {curve[-1][1]:.3f}" for name, curve in curves.items() if curve)
             report(Progress(state.global_step, state.max_steps, told))
 
@@ -195,20 +206,25 @@ def facts_of(trainer: Any, curves: Curves, *, rows: int, meters: Sequence[Meter]
     """
     sizes = [(_size(each), each.requires_grad) for each in trainer.model.parameters()]
     total = sum(size for size, _ in sizes)
-    tokens = meters[0].learnt if meters else int(trainer.state.num_input_tokens_seen)
+    learnt, flops = (int(number) for number in _ranks.summed(*_metered(meters)))
+    tokens = learnt if meters else int(trainer.state.num_input_tokens_seen)
     facts: Facts = {
         "steps": trainer.state.global_step,
         "rows": rows,
         "tokens": tokens,
         "parameters": total,
         "trainable_parameters": sum(size for size, trained in sizes if trained),
-        "flops": sum(meter.flops for meter in meters) if meters else 6 * total * tokens,
+        "flops": flops if meters else 6 * total * tokens,
         "attention": trainer.model.config._attn_implementation,
     }
     for name, curve in curves.items():
         if curve:
             facts |= curves_facts(name, curve)
     return facts
+
+
+def _metered(meters: Sequence[Meter]) -> tuple[int, int]:
+    return (meters[0].learnt if meters else 0, sum(meter.flops for meter in meters))
 
 
 def _size(parameter: Any) -> int:
@@ -248,6 +264,7 @@ def save_whole(job: Job, model: Any, report: Report, *, like: Path | None = None
 
     `like` is another folder to take all that from. Tensors that the model lacks stay, or go without `keep_rest`.
     """
+    _ranks.leave_to_first()
     with tempfile.TemporaryDirectory() as folder, ModelFolder(like or job.path("source")) as source:
         # Saving gives the tensors the names that they have in files, which may not be those of the modules.
         model.save_pretrained(folder)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from mreg.registry.errors import Refused
 from mreg.registry.transform import Facts, Job, Report
+from mreg.transforms import _ranks
 from mreg.transforms._adapter import save_adapter
 from mreg.transforms._bottleneck import add_bottlenecks, save_bottlenecks
 from mreg.transforms._training import TrainingParams, save_whole
@@ -113,6 +114,7 @@ def freeze(model: Any, params: TuningParams) -> None:
 
 def save_trained(job: Job, params: TuningParams, model: Any, report: Report) -> Facts:
     """Write what was trained: the whole model, or the adapter alone."""
+    _ranks.leave_to_first()
     if params.trained == "full":
         return save_whole(job, model, report)
     if params.trained == "adapter":

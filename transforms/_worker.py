@@ -13,7 +13,7 @@ from typing import Any
 from mreg.registry import canonical
 from mreg.registry.errors import MregError
 from mreg.registry.transform import Job, Progress
-from mreg.transforms import _catalog, _environment
+from mreg.transforms import _catalog, _environment, _ranks
 from mreg.transforms._server import Send
 
 LOG = "log.txt"
@@ -39,8 +39,11 @@ def answer(request: dict[str, Any], send: Send) -> None:
     os.umask(0o022)
     try:
         job = Job.model_validate_json(path.read_text(encoding="utf-8"))
-        job = job.model_copy(update={"device": _environment.resolve(job.device)})
-        send({"environment": (environment := _environment.describe(threads=job.threads, device=job.device))})
+        job = _ranks.own(job.model_copy(update={"device": _environment.resolve(job.device)}))
+        environment = _environment.describe(threads=job.threads, device=job.device)
+        if job.processes > 1:
+            environment |= {"processes": job.processes, "launcher": job.launcher}
+        send({"environment": environment})
         send({"finished": _work(job, environment, send)})
     except Exception as error:
         traceback.print_exc()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from mreg.registry.errors import Refused
 from mreg.registry.transform import Facts, FileText, Input, Job, Material, Progress, Report, Rows, Transform
-from mreg.transforms import _check, _rows
+from mreg.transforms import _check, _lengths, _rows
 from mreg.transforms._supervised import SupervisedParams, check_supervised, held_out, load_causal, supervise
 from mreg.transforms._training import has_tokenizer, rows_of, sampled, save_whole
 from mreg.transforms._tuning import PROMPTS, AnyKind, save_trained
@@ -63,7 +63,7 @@ class AdaptParams(SupervisedParams):
 def check(params: AdaptParams, materials: tuple[Material, ...], rows: tuple[Rows, ...]) -> None:
     """Refuse what cannot be trained and rows without text."""
     (source,) = materials
-    _check.complete_model(source, "trained")
+    _check.tunable(source, params)
     _check.causal_model(source)
     has_tokenizer(source)
     for dataset in rows:
@@ -71,6 +71,8 @@ def check(params: AdaptParams, materials: tuple[Material, ...], rows: tuple[Rows
     _rows.check_rows(source, rows, FORMATS)
     if len(rows) == 1 and params.general_fraction != AdaptParams.model_fields["general_fraction"].default:
         raise Refused("there is no general text to mix in", fix="give it as a second --data")
+    for dataset in rows:
+        _lengths.check_blocks(source, (dataset,), "text", params.max_length)
 
 
 def run(job: Job, params: AdaptParams, report: Report) -> Facts:
@@ -155,4 +157,6 @@ TRANSFORM = Transform(
     version=1,
     run=run,
     check=check,
+    resumes=True,
+    distributed=True,
 )

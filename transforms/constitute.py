@@ -13,6 +13,7 @@ from mreg.registry.errors import MregError, Refused
 from mreg.registry.transform import Facts, FileText, Input, Job, Material, Progress, Report, Rows, Transform
 from mreg.transforms import _check
 from mreg.transforms._architecture import SAFE
+from mreg.transforms._checkpointing import train
 from mreg.transforms._dialogue import Answer, Speaker, Turn, assistant, revise, spelled
 from mreg.transforms._rows import CHAT, PROMPTED, check_rows, format_of
 from mreg.transforms._supervised import SupervisedParams, check_supervised, load_causal, split, supervise
@@ -100,6 +101,7 @@ def check(params: ConstituteParams, materials: tuple[Material, ...], rows: tuple
         _check.complete_model(material, "trained")
         _check.causal_model(material)
         has_tokenizer(material)
+    _check.tunable(source, params)
     check_supervised(params, rows)
     if check_rows(source, rows, FORMATS) == CHAT:
         for dataset in rows:
@@ -234,7 +236,9 @@ def _imitate(
 
     learnt, held = split(Dataset.from_list(rows), params.eval_fraction, job.seed)
     measured = {} if held is None else {"eval": held}
-    return supervise(job, params, report, model=model, tokenizer=tokenizer, rows=learnt, measured=measured)
+    return supervise(
+        job, params, report, model=model, tokenizer=tokenizer, rows=learnt, measured=measured, stage="sft"
+    )
 
 
 def _prefer(
@@ -263,7 +267,7 @@ def _prefer(
         )
         meters = [Meter(each, tokenizer.pad_token_id) for each in (trainer.model, reference) if each is not None]
         curves = follow(trainer, report, WATCHED)
-        trainer.train()
+        train(trainer, job, meters=meters, stage="dpo")
     return trainer.model, facts_of(trainer, curves, rows=len(rows), meters=meters)
 
 
@@ -278,4 +282,5 @@ TRANSFORM = Transform(
     version=1,
     run=run,
     check=check,
+    resumes=True,
 )

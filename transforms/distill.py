@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from mreg.registry.errors import Refused
 from mreg.registry.transform import Facts, Input, Job, Material, Progress, Report, Rows, Transform
-from mreg.transforms import _check
+from mreg.transforms import _check, _lengths
 from mreg.transforms._architecture import SAFE
+from mreg.transforms._checkpointing import train
 from mreg.transforms._distilling import gkd_trainer, kl_to_teacher, match_trainer, targets
 from mreg.transforms._folder import ModelFolder
 from mreg.transforms._layers import count_layers, drop_layers, shortened, spread
@@ -121,6 +122,8 @@ def check(params: DistillParams, materials: tuple[Material, ...], rows: tuple[Ro
     for material, verb in ((source, "trained"), (teacher, "distilled")):
         _check.complete_model(material, verb)
         _check.causal_model(material)
+    if not params.drops_layers:
+        _check.tunable(source, params)
     has_tokenizer(source)
     _check.same_vocabulary(source, teacher, fix="give a teacher that shares the student's tokenizer")
     sizes = [material.config.get("vocab_size") for material in (source, teacher)]
@@ -137,8 +140,11 @@ def check(params: DistillParams, materials: tuple[Material, ...], rows: tuple[Ro
             shortened(source.config, keep, layers)
             layers = len(keep)
         targets(params.teacher_layers, layers, count_layers(teacher.name, teacher.config, teacher.tensors))
-    if check_rows(source, rows, params.formats) == CHAT and params.method == "gkd":
+    columns = check_rows(source, rows, params.formats)
+    if columns == CHAT and params.method == "gkd":
         _check_last_turns(rows)
+    for material in materials:
+        _lengths.check_lengths(material, rows, columns, params.max_length)
 
 
 def _check_last_turns(rows: Sequence[Rows]) -> None:
@@ -195,7 +201,7 @@ def _train(job: Job, params: DistillParams, source: Path, report: Report) -> Fac
         meters = [Meter(model, tokenizer.pad_token_id) for model in (trainer.model, teacher)]
         parts = ("loss", "kl", "cross_entropy", "hidden")
         curves = follow(trainer, report, {part: part for part in parts})
-        trainer.train()
+        train(trainer, job, meters=meters, besides=getattr(trainer, "maps", None))
         facts = facts_of(trainer, curves, rows=len(dataset), meters=meters)
         after = kl_to_teacher(trainer, teacher, job.seed)
     if params.tuning == "full":
@@ -217,7 +223,8 @@ TRANSFORM = Transform(
     inputs=(Input("source", "the student"), Input("teacher", "the model to learn from")),
     datasets="required",
     determinism="same-machine",
-    version=1,
+    version=2,
     run=run,
     check=check,
+    resumes=True,
 )

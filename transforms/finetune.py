@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from mreg.registry.transform import Facts, Input, Job, Material, Progress, Report, Rows, Transform
-from mreg.transforms import _check, _rows
+from mreg.transforms import _check, _lengths, _rows
 from mreg.transforms._classify import LABELS, check_labelled, classify
 from mreg.transforms._supervised import SupervisedParams, check_supervised, load_causal, split, supervise
 from mreg.transforms._training import has_tokenizer, read_rows
@@ -34,14 +34,16 @@ class FinetuneParams(SupervisedParams):
 def check(params: FinetuneParams, materials: tuple[Material, ...], rows: tuple[Rows, ...]) -> None:
     """Refuse what cannot be trained, a model without a tokenizer, and rows that have none of the formats."""
     (source,) = materials
-    _check.complete_model(source, "trained")
+    _check.tunable(source, params)
     has_tokenizer(source)
     check_supervised(params, rows)
     if params.task in LABELS:
         check_labelled(params.task, source, rows)
+        columns: _rows.Format = LABELS[params.task][:1]
     else:
         _check.causal_model(source)
-        _rows.check_rows(source, rows, FORMATS)
+        columns = _rows.check_rows(source, rows, FORMATS)
+    _lengths.check_lengths(source, rows, columns, params.max_length)
 
 
 def run(job: Job, params: FinetuneParams, report: Report) -> Facts:
@@ -75,4 +77,6 @@ TRANSFORM = Transform(
     version=1,
     run=run,
     check=check,
+    resumes=True,
+    distributed=True,
 )

@@ -45,7 +45,7 @@ def check(params: FuseParams, materials: tuple[Material, ...], rows: tuple[Rows,
     if kind == BOTTLENECK:
         raise Refused(
             f"{adapter.name} is a bottleneck adapter, which adds layers and changes no weights",
-            fix="use it beside its base: mreg.transforms._adapter.load_adapted(base, adapter)",
+            fix=f"use it beside its base: Registry.open().load({adapter.name!r})",
         )
     if kind in APART:
         raise Refused(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from mreg.registry.errors import Refused
 from mreg.registry.transform import Facts, FileText, Input, Job, Material, Progress, Report, Rows, Transform
-from mreg.transforms import _chat, _check, _rows
+from mreg.transforms import _chat, _check, _lengths, _rows
 from mreg.transforms._supervised import SupervisedParams, check_supervised, load_causal, split, supervise
 from mreg.transforms._training import has_tokenizer, read_rows
 from mreg.transforms._tuning import PROMPTS, AnyKind, save_trained
@@ -57,7 +57,7 @@ class InstructParams(SupervisedParams):
 def check(params: InstructParams, materials: tuple[Material, ...], rows: tuple[Rows, ...]) -> None:
     """Refuse a model that has no way to spell a conversation, and rows in which nobody answers."""
     (source,) = materials
-    _check.complete_model(source, "trained")
+    _check.tunable(source, params)
     _check.causal_model(source)
     has_tokenizer(source)
     check_supervised(params, rows)
@@ -71,6 +71,7 @@ def check(params: InstructParams, materials: tuple[Material, ...], rows: tuple[R
             "--builtin-template, or learn everything with --no-assistant-only-loss",
         )
     columns = _rows.check_rows(source, rows, FORMATS, template=True)
+    _lengths.check_lengths(source, rows, columns, params.max_length)
     for dataset in rows:
         for number, row in enumerate(dataset, start=1):
             if not any(turn["role"] == "assistant" for turn in conversation(row, columns)):
@@ -128,4 +129,6 @@ TRANSFORM = Transform(
     version=1,
     run=run,
     check=check,
+    resumes=True,
+    distributed=True,
 )

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mreg.registry.errors import Refused
 from mreg.registry.transform import Facts, Input, Job, Material, Progress, Report, Rows, Transform
-from mreg.transforms import _check, _rows
+from mreg.transforms import _check, _lengths, _rows
 from mreg.transforms._architecture import SAFE
+from mreg.transforms._checkpointing import train
 from mreg.transforms._training import Meter, arguments, facts_of, follow, has_tokenizer, read_rows
 from mreg.transforms._tuning import PROMPTS, Kind, TuningParams, freeze, peft_config, save_trained
 from pydantic import Field, model_validator
@@ -200,7 +201,7 @@ def check(params: PreferParams, materials: tuple[Material, ...], rows: tuple[Row
     """Refuse what cannot be trained, a reference of other tokens, and rows that prefer nothing."""
     source, *references = materials
     method = METHODS[params.method]
-    _check.complete_model(source, "trained")
+    _check.tunable(source, params)
     has_tokenizer(source)
     for reference in references:
         if not method.reference:
@@ -208,8 +209,11 @@ def check(params: PreferParams, materials: tuple[Material, ...], rows: tuple[Row
         _check.complete_model(reference, "a reference")
         _check.same_vocabulary(source, reference, fix="give a reference with the tokenizer of the source")
     columns = _rows.check_rows(source, rows, method.formats)
-    if columns != _rows.LABELLED:
+    if columns == _rows.LABELLED:
+        _rows.check_both_labels(rows, None if params.shuffle else params.max_rows)
+    else:
         _rows.check_pairs(rows, same_start=columns == _rows.PAIRED)
+    _lengths.check_lengths(source, rows, columns, params.max_length)
 
 
 def run(job: Job, params: PreferParams, report: Report) -> Facts:
@@ -249,9 +253,9 @@ def run(job: Job, params: PreferParams, report: Report) -> Facts:
         models = [trainer.model, others.get("ref_model")]
         meters = [Meter(each, tokenizer.pad_token_id) for each in models if each is not None]
         curves = follow(trainer, report, WATCHED)
-        trainer.train()
-        saved = save_trained(job, params, trainer.model, report)
-    return {**facts_of(trainer, curves, rows=len(dataset), meters=meters), **saved}
+        train(trainer, job, meters=meters)
+        facts = facts_of(trainer, curves, rows=len(dataset), meters=meters)
+        return {**facts, **save_trained(job, params, trainer.model, report)}
 
 
 def _mixed(dataset: Dataset, columns: _rows.Format, seed: int) -> Dataset:
@@ -288,4 +292,6 @@ TRANSFORM = Transform(
     version=1,
     run=run,
     check=check,
+    resumes=True,
+    distributed=True,
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from mreg.registry.errors import Refused
@@ -22,8 +23,9 @@ from mreg.registry.transform import (
     Rows,
     Transform,
 )
-from mreg.transforms import _check, _reward_function, _rows
+from mreg.transforms import _check, _lengths, _reward_function, _rows
 from mreg.transforms._architecture import SAFE
+from mreg.transforms._checkpointing import train
 from mreg.transforms._training import Meter, arguments, facts_of, follow, has_tokenizer, read_rows
 from mreg.transforms._tuning import Kind, TuningParams, freeze, peft_config, save_trained
 from pydantic import Field, model_validator
@@ -203,7 +205,7 @@ class ReinforceParams(TuningParams):
 def check(params: ReinforceParams, materials: tuple[Material, ...], rows: tuple[Rows, ...]) -> None:
     """Refuse what cannot be trained, what gives no reward, and rows without a prompt."""
     source, *rewards = materials
-    _check.complete_model(source, "trained")
+    _check.tunable(source, params)
     has_tokenizer(source)
     for reward in rewards:
         _is_reward_model(reward)
@@ -216,8 +218,7 @@ def check(params: ReinforceParams, materials: tuple[Material, ...], rows: tuple[
     if params.reward_weights and len(params.reward_weights) != sources:
         raise BadParams(f"{len(params.reward_weights)} reward_weights for {sources} rewards", fix="give one for each")
     _rows.check_rows(source, rows, (_rows.PROMPTED,))
-    count = sum(dataset.count for dataset in rows)
-    _enough(min(count, params.max_rows or count), params)
+    _check_prompts(params, source, rows)
     if params.reward_function is not None:
         function = _reward_function.signature(params.reward_function)
         for dataset in rows:
@@ -227,10 +228,35 @@ def check(params: ReinforceParams, materials: tuple[Material, ...], rows: tuple[
                         f"{function.name} asks for {column}, and {dataset.name} has no such column",
                         fix=f"its columns are {', '.join(dataset.columns)}",
                     )
+        _rows.check_kinds(rows, _reward_function.columns_for(dict.fromkeys(chain(*(each.columns for each in rows)))))
     if any(isinstance(row["prompt"], list) for dataset in rows[:1] for row in dataset):
         for reward in rewards:
             if not _rows.has_chat_template(reward):
                 raise Refused(f"{reward.name} has no chat template for messages", fix="give prompts as text")
+
+
+def _check_prompts(params: ReinforceParams, source: Material, rows: Sequence[Rows]) -> None:
+    """Refuse too few prompts, or too few that fit, and those that leave no room in the model for a completion."""
+    count, positions = _lengths.counter(source), _lengths.positions_of(source.config)
+    room = params.max_length - params.max_completion_length
+    fitting, longest, place = 0, -1, ""
+    for dataset in rows:
+        for number, row in enumerate(dataset, start=1):
+            tokens = 0 if count is None else _lengths.length(row, _rows.PROMPTED, count)
+            if tokens > room:
+                continue
+            fitting += 1
+            if tokens > longest:
+                longest, place = tokens, f"row {number} of {dataset.name}"
+    if not fitting:
+        raise Refused(f"every prompt has more than {room} tokens", fix="raise --max-length")
+    _enough(min(fitting, params.max_rows or fitting), params)
+    if positions is not None and longest + params.max_completion_length > positions:
+        raise Refused(
+            f"{place} has {longest} tokens, and {source.name} takes {positions} with the "
+            f"{params.max_completion_length} of a completion",
+            fix=f"lower --max-completion-length to {max(1, positions - longest)}, or give shorter prompts",
+        )
 
 
 def _enough(rows: int, params: ReinforceParams) -> None:
@@ -238,7 +264,8 @@ def _enough(rows: int, params: ReinforceParams) -> None:
     needed = params.step // (params.num_generations or params.step)
     if rows < needed:
         raise Refused(
-            f"a step takes {needed} prompts with {params.num_generations} completions each, and there are {rows}",
+            f"a step takes {needed} prompts with {params.num_generations} completions each, "
+            f"and there are {rows} that fit",
             fix=f"set --per-device-train-batch-size {rows * (params.num_generations or 1)}, or give more rows",
         )
 
@@ -289,7 +316,7 @@ def run(job: Job, params: ReinforceParams, report: Report) -> Facts:
         meters = [Meter(model, tokenizer.pad_token_id) for model in learning]
         meters += [Meter(model, reader.pad_token_id) for model, reader in zip(rewards, readers, strict=True) if reader]
         curves = follow(trainer, report, method.watched)
-        trainer.train()
+        train(trainer, job, meters=meters, period=params.num_iterations)
         saved = save_trained(job, params, trainer.model, report)
     facts = facts_of(trainer, curves, rows=len(dataset), meters=meters)
     return {**facts, "too_long": len(dataset) - len(fitting), "rewards": len(rewards), **saved}
@@ -350,4 +377,5 @@ TRANSFORM = Transform(
     version=1,
     run=run,
     check=check,
+    resumes=True,
 )

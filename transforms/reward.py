@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 from mreg.registry.errors import Refused
 from mreg.registry.transform import Facts, Input, Job, Material, Progress, Report, Rows, Transform
-from mreg.transforms import _check, _rows
+from mreg.transforms import _check, _lengths, _ranks, _rows
 from mreg.transforms._adapter import labels_of, save_adapter
 from mreg.transforms._architecture import SAFE
+from mreg.transforms._checkpointing import train
 from mreg.transforms._folder import change_config
 from mreg.transforms._training import Meter, arguments, facts_of, follow, has_tokenizer, read_rows, save_whole
 from mreg.transforms._tuning import PROMPTS, Kind, TuningParams, freeze, peft_config
@@ -47,12 +48,12 @@ class RewardParams(TuningParams):
 
 def check(params: RewardParams, materials: tuple[Material, ...], rows: tuple[Rows, ...]) -> None:
     """Refuse what cannot be trained, and rows that prefer nothing."""
-    del params
     (source,) = materials
-    _check.complete_model(source, "trained")
+    _check.tunable(source, params)
     has_tokenizer(source)
-    _rows.check_rows(source, rows, FORMATS)
+    columns = _rows.check_rows(source, rows, FORMATS)
     _rows.check_pairs(rows)
+    _lengths.check_lengths(source, rows, columns, params.max_length)
 
 
 def run(job: Job, params: RewardParams, report: Report) -> Facts:
@@ -85,7 +86,9 @@ def run(job: Job, params: RewardParams, report: Report) -> Facts:
         if not len(trainer.train_dataset):
             raise Refused(f"no pair fits into {params.max_length} tokens", fix="raise --max-length")
         curves = follow(trainer, report, {"loss": "loss", "accuracy": "accuracy", "margin": "margin"})
-        trainer.train()
+        train(trainer, job, meters=[meter])
+        facts = facts_of(trainer, curves, rows=len(dataset), meters=[meter]) | _judge(trainer)
+        _ranks.leave_to_first()
         if peft is None:
             saved = save_whole(job, trainer.model, report, keep_rest=False)
             padding = trainer.model.config.get_text_config().pad_token_id
@@ -94,8 +97,7 @@ def run(job: Job, params: RewardParams, report: Report) -> Facts:
         else:
             save_adapter(trainer.model, job.output)
             saved = {}
-        facts = facts_of(trainer, curves, rows=len(dataset), meters=[meter])
-        return {**facts, **_judge(trainer), "too_long": len(dataset) - len(trainer.train_dataset), **saved}
+        return {**facts, "too_long": len(dataset) - len(trainer.train_dataset), **saved}
 
 
 def _judge(trainer: Any) -> Facts:
@@ -106,11 +108,11 @@ def _judge(trainer: Any) -> Facts:
     pairs = trainer.train_dataset.select(range(min(JUDGED, len(trainer.train_dataset))))
     trainer.model.eval()
     with torch.no_grad():
-        for batch in trainer.get_eval_dataloader(pairs):
+        for batch in _ranks.held_out_batches(trainer, pairs):
             chosen, rejected = trainer.model(**batch).logits.squeeze(-1).chunk(2)
             margins += (chosen - rejected).tolist()
-    ranked = sum(margin > 0 for margin in margins) / len(margins)
-    return {"judged": len(margins), "accuracy": round(ranked, 6), "margin": round(sum(margins) / len(margins), 6)}
+    judged, ranked, margin = _ranks.summed(len(margins), sum(margin > 0 for margin in margins), sum(margins))
+    return {"judged": int(judged), "accuracy": round(ranked / judged, 6), "margin": round(margin / judged, 6)}
 
 
 TRANSFORM = Transform(
@@ -121,4 +123,6 @@ TRANSFORM = Transform(
     version=1,
     run=run,
     check=check,
+    resumes=True,
+    distributed=True,
 )

@@ -21,6 +21,8 @@ READING = [
     ["ref", "list"],
     ["ref", "log", "prod"],
     ["events"],
+    ["compare", "v1", "v2"],
+    ["policy", "list"],
     ["sql", "SELECT 1"],
     ["--json", "log"],
     ["--version"],

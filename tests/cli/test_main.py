@@ -77,6 +77,7 @@ def test_every_write_to_the_log_takes_a_message() -> None:
     from mreg.cli.reference import commands
 
     writes = {"init", "import", "record", "data add", "ref set", "ref delete", "rollback", "replay"}
+    writes |= {"eval", "policy set", "policy delete"}
 
     taking = {path for path, command in commands() if any("--message" in one.opts for one in command.params)}
 

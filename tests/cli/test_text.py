@@ -65,6 +65,12 @@ def test_a_curve_goes_from_its_first_to_its_last_value() -> None:
     assert "4 → 1  █▆▃▁" == text.fact("losses", [[1, 4.0], [2, 3.0], [3, 2.0], [4, 1.0]])
 
 
+def test_a_table_of_measures_is_told_by_its_ends() -> None:
+    errors = {"a": 0.2, "b": 0.05, "c": 0.1, "d": 0.3, "e": 0.1}
+
+    assert "5, from 0.05 (b) to 0.3 (d)" == text.fact("errors", errors)
+
+
 @given(st.lists(st.floats(allow_nan=True), max_size=500))
 def test_a_sparkline_is_never_wider_than_asked(values: list[float]) -> None:
     assert len(text.sparkline(values, width=40)) <= 40

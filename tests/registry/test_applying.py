@@ -33,7 +33,7 @@ def test_a_run_is_recorded_from_its_start_to_its_end(shop: Registry, bring: Impo
         "prune", source, sparsity=0.5, threads=1, seed=3, ref="pruned", message="m", report=heard.append
     )
 
-    assert ["run-started/1", "run-finished/1", "ref-moved/1"] == kinds(shop, before)
+    assert ["run-started/1", "run-finished/1", "ref-moved/2"] == kinds(shop, before)
     assert (True, False, False) == (applied.is_new, applied.cached, applied.unchanged)
     assert [source] == [parent.name for parent in applied.parents]
     assert heard[-1].done == heard[-1].total > 0

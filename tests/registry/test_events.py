@@ -16,7 +16,18 @@ from mreg.registry.journal import sealed
 from mreg.registry.recorded import Recorded, is_chained, is_sealed, seal
 from pydantic import ValidationError
 
-from tests.histories import content, digest, finished, histories, history, imported, json_values, moved, started
+from tests.histories import (
+    content,
+    digest,
+    finished,
+    histories,
+    history,
+    imported,
+    json_values,
+    moved,
+    score,
+    started,
+)
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "events.jsonl"
 
@@ -54,7 +65,37 @@ EXAMPLES: tuple[e.Event, ...] = (
         params={"epochs": 2},
         base=digest(1),
     ),
-    moved("chat/base", None, 2, reason="apply", message="good enough"),
+    moved("chat/base", None, 2, reason="apply", message="good enough", forced=("kl(general) < 0.1",)),
+    e.EvaluationRecorded(
+        evaluation="8a82",
+        version=digest(2),
+        inputs=(e.InputUsed(role="source", digest=digest(2)),),
+        dataset=digest(9),
+        params={"metrics": ["perplexity"], "max_length": 512},
+        scores=(score(2, 31.25), score(2, None, metric="nll", low=None, high=None, interval="")),
+        code=digest(1, "d"),
+        seed=0,
+        threads=2,
+        device="auto",
+        portable=False,
+        environment={"torch": "2.8.0"},
+        wall_s=1.5,
+        made=(digest(9),),
+    ),
+    e.GuardJudged(
+        guard="perplexity(train) <= 1.05 * source",
+        version=digest(2),
+        source=digest(1),
+        other=digest(1),
+        dataset=digest(9),
+        value=31.25,
+        reference=21.5,
+        holds=False,
+        words="perplexity(train) is 31.2, 1.45 × that of v1 (21.5); at most 1.05 × is allowed",  # noqa: RUF001
+        ref="prod",
+        scores=(digest(2, "e"),),
+    ),
+    e.PolicySet(ref="prod", guards=("perplexity(train) <= 1.05 * source",), message="no worse"),
     e.ReplayStarted(replay="7f71", version=digest(2), from_base=True, tolerance=0.001, steps=(digest(2),)),
     e.ReplayFinished(
         replay="7f71",
@@ -150,6 +191,7 @@ def _from_00(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 OLD_MOVES: Upcasters = {
+    **UPCASTERS,
     # The first moves said only where to; then both fields were renamed.
     "ref-moved/0": ("ref-moved/1", lambda payload: {**_from_0(payload), "old": None}),
     "ref-moved/00": ("ref-moved/0", _from_00),

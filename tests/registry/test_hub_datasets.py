@@ -81,6 +81,14 @@ def test_a_split_of_a_dataset_on_the_hub_is_recorded_by_its_commit(registry: Reg
     assert [] == list((registry.root / "tmp").iterdir())
 
 
+def test_what_was_downloaded_does_not_stay_in_the_cache_of_the_user(registry: Registry, hub: str):
+    home = registry.root.parent
+    before = {path.relative_to(home) for path in home.rglob("*") if registry.root not in path.parents}
+
+    assert 0 == add(registry, hub, "hf:org/name:train").returncode
+    assert before == {path.relative_to(home) for path in home.rglob("*") if registry.root not in path.parents}
+
+
 def test_a_dataset_of_several_splits_asks_for_one(registry: Registry, hub: str):
     process = add(registry, hub, "hf:org/name")
 

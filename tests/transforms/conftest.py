@@ -70,6 +70,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Stock:
     tiny.write_rows(root / "prompt.jsonl", tiny.prompt_rows())
     tiny.write_rows(root / "pairs.jsonl", tiny.pair_rows())
     tiny.write_rows(root / "labels.jsonl", tiny.label_rows())
+    tiny.write_rows(root / "facts.jsonl", tiny.fact_rows())
     return stock
 
 

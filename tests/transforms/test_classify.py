@@ -14,7 +14,7 @@ from mreg.transforms._classify import names_of
 from mreg.transforms.finetune import FinetuneParams, check
 
 from tests import tiny
-from tests.transforms.conftest import Here, Run, Stock, material, rows, tree
+from tests.transforms.conftest import Here, Run, Stock, material, rows, tensors, tree
 
 RATES = {"full": 5e-3, "lora": 5e-3, "adapter": 1e-2}
 SEQUENCE, TOKEN = "sequence-classification", "token-classification"
@@ -180,3 +180,20 @@ def test_rows_without_usable_labels_are_refused(encoder: Path, task: Any, given:
 def test_an_encoder_does_not_go_on_writing(encoder: Path):
     with pytest.raises(MregError, match="bert is BertForMaskedLM, which does not predict text"):
         check(FinetuneParams(), (material(encoder),), (rows(tiny.text_rows()),))
+
+
+@pytest.mark.parametrize(("task", "dataset"), [(SEQUENCE, "colours"), (TOKEN, "tags")])
+def test_two_batches_make_the_step_that_one_of_both_makes(
+    here: Here, encoder: Path, data: Path, task: str, dataset: str
+):
+    # Without Adam and clipping, which would hide that a gradient is twice as large.
+    options = {"method": "full", "task": task, "max_steps": 2, "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0}
+    rows = [data / f"{dataset}.jsonl"]
+
+    whole, _ = here("finetune", encoder, data=rows, per_device_train_batch_size=8, **options)
+    halves, _ = here(
+        "finetune", encoder, data=rows, per_device_train_batch_size=4, gradient_accumulation_steps=2, **options
+    )
+
+    expected, actual = tensors(whole), tensors(halves)
+    assert all((tensor - actual[name]).abs().max() < 1e-6 for name, tensor in expected.items())

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mreg.registry import Registry
+from mreg.registry.applying import TransformFailed
 from mreg.transforms import _catalog
 from mreg.transforms._engine import LocalEngine
 
@@ -22,7 +25,7 @@ class Case:
     params: dict[str, Any] = field(default_factory=dict)
     source: str = "base"
     more: dict[str, str] = field(default_factory=dict)
-    data: str | None = None
+    data: str | tuple[str, ...] | None = None
     fits: str | None = None
     """For an adapter that comes out: the model it fits."""
     judges: bool = False
@@ -37,13 +40,20 @@ CONSTITUTE = {
     "principles": "Be brief.",
     "critique_request": "{principle} Why not?",
 }
+MERGEKIT = {
+    "merge_method": "dare_ties",
+    "base_model": "base",
+    "models": [{"model": "source", "parameters": {"weight": 1.0, "density": 0.5}}],
+}
 
 CASES = {
-    "adapt": Case({"max_steps": 2, "add_tokens": ("zebra",)}, data="text"),
+    "adapt": Case({"max_steps": 2, "max_length": 64, "add_tokens": ("zebra",)}, data="text"),
+    "calibrate": Case({"max_tokens": 200}, data="text"),
     "cast": Case({"dtype": "float32"}),
-    "command": Case({"command": ("sh", "-c", 'cp "$MREG_INPUT"/* "$MREG_OUTPUT"')}),
+    "command": Case({"command": ("sh", "-c", 'cp "$MREG_INPUT"/* "$MREG_OUTPUT"; echo done')}),
     "constitute": Case(CONSTITUTE, data="prompt", fits="base"),
     "distill": Case({"max_steps": 2}, more={"teacher": "other"}, data="text"),
+    "edit": Case({"v_num_grad_steps": 2, "context_length": 1}, data=("facts", "text")),
     "extract": Case({"rank": 4}, source="other", more={"base": "base"}, fits="base"),
     "finetune": Case({"max_steps": 3}, data="text", fits="base"),
     "fuse": Case(source="adapter", more={"base": "base"}),
@@ -65,7 +75,21 @@ MORE = {
         {"max_steps": 2, "tuning": "full", "packing": True, "assistant_only_loss": False}, source="sharded", data="chat"
     ),
     "cast sharded": Case({"dtype": "bfloat16"}, source="sharded"),
-    "prune sharded": Case({"sparsity": 0.3}, source="sharded"),
+    "prune sharded": Case({"sparsity": 0.3, "scope": "global"}, source="sharded"),
+    "prune sparsegpt": Case(
+        {"method": "sparsegpt", "pattern": "2:4", "num_calibration_samples": 8}, source="sharded", data="text"
+    ),
+    "prune heads": Case(
+        {
+            "method": "structured",
+            "structure": "heads",
+            "sparsity": 0.5,
+            "importance": "activations",
+            "num_calibration_samples": 8,
+        },
+        source="sharded",
+        data="text",
+    ),
     "prefer kto": Case({"max_steps": 2, "method": "kto", "tuning": "full"}, source="sharded", data="labels"),
     "prefer orpo": Case({"max_steps": 2, "method": "orpo", "beta": 0.2}, data="pairs", fits="base"),
     "reward lora": Case({"max_steps": 2, "tuning": "lora"}, data="pairs", fits="base", judges=True),
@@ -82,21 +106,69 @@ MORE = {
         fits="base",
     ),
     "constitute full": Case({**CONSTITUTE, "tuning": "full"}, more={"critic": "other"}, data="chat"),
+    "edit memit": Case(
+        {"method": "memit", "v_num_grad_steps": 2, "context_length": 1}, source="sharded", data=("facts", "text")
+    ),
+    "edit constrained": Case({"method": "constrained", "num_steps": 2}, data="facts"),
     "distill hidden": Case(
         {"max_steps": 2, "method": "hidden", "num_hidden_layers": 1}, more={"teacher": "base"}, data="prompt"
     ),
     "distill gkd": Case(
         {"max_steps": 2, "method": "gkd", "max_new_tokens": 6}, source="sharded", more={"teacher": "base"}, data="chat"
     ),
+    "merge dare-ties": Case(
+        {"method": "dare-ties", "density": (0.5,)}, more={"others": "other", "base": "base"}, source="other"
+    ),
+    "merge passthrough": Case({"method": "passthrough", "slices": ("0:0-2", "1:1-2")}, more={"others": "other"}),
+    "merge mergekit": Case({"method": "mergekit", "mergekit": MERGEKIT}, source="other", more={"base": "base"}),
     "quantize sharded": Case({"method": "int8", "symmetric": False}, source="sharded"),
+    "quantize gptq": Case(
+        {"method": "gptq", "group_size": 32, "num_calibration_samples": 8}, source="sharded", data="text"
+    ),
+    "quantize gguf": Case({"method": "gguf", "gguf_type": "Q5_1"}),
 }
 ALL = {**CASES, **MORE}
+
+HALF_WAY = '''"""Imported when Python starts: a run is killed as soon as it says that half of its work is done."""
+
+import os
+import signal
+
+import trl.trainer.sft_trainer  # Once for all of the runs, since it takes long.
+from mreg.registry.transform import Progress
+
+make = Progress.__init__
+
+
+def die_half_way(self, done, total, note=""):
+    make(self, done, total, note)
+    if note != "loading" and 2 * done >= total:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+Progress.__init__ = die_half_way
+'''
 
 
 @pytest.fixture(scope="module")
 def another_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalEngine]:
     with LocalEngine(state=tmp_path_factory.mktemp("another")) as engine:
         yield engine
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory, stock: Stock) -> Iterator[Registry]:
+    """A registry of the stock, in which no run gets further than half-way."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(HALF_WAY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")])))
+        with LocalEngine(state=site / "state") as engine:
+            registry = Registry.init(site / "registry", engine=engine)
+            for model in ("base", "other", "sharded", "judge"):
+                registry.import_model(getattr(stock, model), ref=model)
+            registry.import_model(stock.adapter, base="base", ref="adapter")
+            yield registry
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +186,12 @@ def once(run: Run, stock: Stock) -> Callable[[str], Ran]:
 def call(run: Run, stock: Stock, name: str, **on: Any) -> Ran:
     case = ALL[name]
     more = {role: getattr(stock, model) for role, model in case.more.items()}
-    return run(name.split()[0], getattr(stock, case.source), more=more, data=case.data, **case.params, **on)
+    return run(name.split()[0], getattr(stock, case.source), more=more, data=rows_of(case, stock), **case.params, **on)
+
+
+def rows_of(case: Case, stock: Stock) -> list[Path]:
+    names = (case.data,) if isinstance(case.data, str) else case.data or ()
+    return [stock.data / f"{name}.jsonl" for name in names]
 
 
 def test_every_transform_has_a_case():
@@ -144,7 +221,8 @@ def test_the_output_loads_and_computes(name: str, once: Callable[[str], Ran], st
         model: Any = AutoModelForSequenceClassification.from_pretrained(folder, **({"num_labels": 1} if fits else {}))
         assert 1 == model.config.num_labels
     else:
-        model = AutoModelForCausalLM.from_pretrained(folder)
+        gguf = next((path.name for path in folder.glob("*.gguf")), None)
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf)
     if fits:
         model = PeftModel.from_pretrained(model, output)
     with torch.no_grad():
@@ -159,6 +237,28 @@ def test_two_processes_give_the_same_files(
 
     assert tree(once(name).output) == tree(other.output)
     assert once(name).outcome.facts == other.outcome.facts
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_that_is_killed_half_way_is_recorded_as_failed_and_leaves_no_version(
+    name: str, killed: Registry, stock: Stock
+):
+    case, before, versions = CASES[name], int(killed.events()[-1]["seq"]), killed.versions()
+    asked = [given.role for given in _catalog.find(name).inputs if not given.derived]
+    others = [(role, model) for role, model in case.more.items() if role in asked]
+    data = rows_of(case, stock)
+
+    with pytest.raises(TransformFailed, match=f"{name} failed: killed by signal 9"):
+        killed.apply(name, case.source, others=others, data=data, ref="never", threads=1, **case.params)
+
+    runs = [event for event in killed.events(before) if event["kind"].startswith("run-")]
+    assert ["run-started", "run-failed"] == [event["kind"].partition("/")[0] for event in runs]
+    assert runs[0]["payload"]["run"] == runs[1]["payload"]["run"]
+    assert versions == killed.versions()
+    assert "never" not in killed.refs()
+    assert [] == list((killed.root / "tmp").iterdir())
+    findings = killed.fsck()
+    assert ((), ()) == (findings.problems, findings.notes)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -124,6 +124,21 @@ def test_the_student_nears_the_teacher_on_what_it_was_not_shown(
     assert facts["final_loss"] < facts["first_loss"]
 
 
+@pytest.mark.parametrize("method", ["logit", "hidden"])
+def test_the_student_may_be_narrower_than_the_teacher(
+    distill: Callable[..., Ran], teacher: Path, tmp_path: Path, method: str
+):
+    narrow = tiny.make_model(tmp_path / "narrow", layers=1, hidden_size=32, seed=6)
+
+    ran = distill(narrow, method=method)
+
+    assert kl(ran.output, teacher) < 0.6 * kl(narrow, teacher)
+    assert ran.outcome.facts["parameters"] < ran.outcome.facts["teacher_parameters"] / 4
+    assert {name: each.shape for name, each in tensors(narrow).items()} == {
+        name: each.shape for name, each in tensors(ran.output).items()
+    }
+
+
 def test_an_adapter_of_the_student_can_learn_too(distill: Callable[..., Ran], stock: Stock, teacher: Path):
     ran = distill(stock.base, tuning="lora", learning_rate=1e-2)
 
@@ -203,6 +218,28 @@ def test_the_same_vocabulary_is_needed(stock: Stock, teacher: Path, tmp_path: Pa
     (other / "tokenizer.json").write_text(json.dumps(told))
 
     assert "token '!' is 3 in base and 4 in other" == refusal(stock.base, other, tiny.text_rows())
+
+
+def test_a_token_that_only_the_teacher_has_is_refused(stock: Stock, teacher: Path, tmp_path: Path):
+    other = shutil.copytree(teacher, tmp_path / "other")
+    told = json.loads((other / "tokenizer.json").read_text())
+    told["model"]["vocab"]["zebra"] = 400
+    (other / "tokenizer.json").write_text(json.dumps(told))
+
+    assert "token 'zebra' is missing in base and 400 in other" == refusal(stock.base, other, tiny.text_rows())
+
+
+def test_outputs_of_another_size_are_refused_where_the_method_compares_them_whole(
+    stock: Stock, teacher: Path, tmp_path: Path
+):
+    padded = shutil.copytree(teacher, tmp_path / "padded")
+    config = json.loads((padded / "config.json").read_text())
+    size = config["vocab_size"]
+    (padded / "config.json").write_text(json.dumps({**config, "vocab_size": size + 64}))
+
+    told = f"base predicts {size} tokens and padded {size + 64}"
+    assert told == refusal(stock.base, padded, tiny.prompt_rows(), method="gkd")
+    check(DistillParams(), (material(stock.base), material(padded, "teacher")), (rows(tiny.text_rows()),))
 
 
 def test_a_model_cannot_be_its_own_teacher(stock: Stock):

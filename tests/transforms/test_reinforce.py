@@ -144,7 +144,7 @@ def test_a_model_that_writes_gives_no_rewards(stock: Stock):
 def test_rewards_are_recorded_with_the_step(stock: Stock, tmp_path: Path):
     registry = Registry.init(tmp_path)
     source, judge = (registry.import_model(str(folder)).version for folder in (stock.base, stock.judge))
-    options = {"data": [stock.data / "pairs.jsonl"], "reward_function": LETTERS}
+    options = {"data": [stock.data / "pairs.jsonl"], **WRITE}
 
     alone = registry.plan("reinforce", source=source, **options).step
     judged = registry.plan("reinforce", source=source, others=[("reward", judge), judge], **options).step
@@ -158,7 +158,8 @@ def test_rewards_are_recorded_with_the_step(stock: Stock, tmp_path: Path):
 def test_every_reward_has_a_weight(stock: Stock):
     both = material(stock.base), material(stock.judge, "reward")
 
-    check(ReinforceParams(reward_function=LETTERS, reward_weights=(1, 2)), both, (rows(PROMPTS * 8),))
+    params = ReinforceParams(reward_function=LETTERS, reward_weights=(1, 2), max_completion_length=8)
+    check(params, both, (rows(PROMPTS * 8),))
     assert "1 reward_weights for 2 rewards" in str(refusal(both, reward_function=LETTERS, reward_weights=(1,)))
 
 

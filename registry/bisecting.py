@@ -1,0 +1,148 @@
+"""Bisect: the first version that is broken, found by testing as few as possible.
+
+Answers are kept on disk until the search is over, so that one that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mreg.registry import bisection, digests, files
+from mreg.registry.bisection import Answer
+from mreg.registry.digests import Digest
+from mreg.registry.versions import Version
+
+if TYPE_CHECKING:
+    from mreg.registry.registry import Registry
+
+Judge = Callable[[Version, Path], Answer]
+"""Tests one version once, of which it is given a checkout. Raises what ends the search; the answers so far are kept."""
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What came of a version: how often each answer was given, and what was believed."""
+
+    version: Version
+    answer: Answer
+    good: int
+    bad: int
+
+
+@dataclass(frozen=True)
+class Bisected:
+    """`first_bad` are the culprits: one, or several where those that could tell them apart were skipped.
+
+    `confidence` that no wrong answer was believed; 1 where answers are taken to be never wrong. `resumed` counts the
+    versions that an earlier call tested.
+    """
+
+    first_bad: tuple[Version, ...]
+    tested: tuple[Tested, ...]
+    confidence: float
+    resumed: int
+
+
+@dataclass(frozen=True)
+class ToTest:
+    """Before a test: what is asked, and how many suspects and how many more tests there are at least."""
+
+    version: Version
+    suspects: int
+    at_least: int
+
+
+def bisect(
+    registry: Registry,
+    good: Sequence[Version],
+    bad: Version,
+    judge: Judge,
+    *,
+    asked: str,
+    error_rate: float = 0.0,
+    confidence: float = 0.95,
+    fresh: bool = False,
+    report: Callable[[ToTest | Tested], None] = lambda said: None,
+) -> Bisected:
+    """Search between `good` and `bad`. `asked` says what `judge` asks: answers are kept for the same question.
+
+    With an `error_rate`, how often one answer is wrong, a version is tested until its answer can be believed. Raises
+    Refused where good and bad do not enclose anything, and what `judge` raises.
+    """
+    versions = {version.digest: version for version in registry.versions()}
+    # Along recipes, not along all edges: a version that was made twice would inherit from what it did not come from.
+    inputs = {step.version: step.inputs for one in (bad, *good) for step in registry.recipe(one)}
+    search = bisection.begin(
+        [one.digest for one in good], bad.digest, lambda one: [parent for _, parent in inputs[one]]
+    )
+    lead = bisection.lead_for(confidence, error_rate, search.least_tests + 1)
+    question = [sorted(one.digest for one in good), bad.digest, asked, error_rate, confidence]
+    notes = _Notes(registry.root / "bisect", question)
+    if fresh:
+        notes.forget()
+    known = notes.read(versions)
+    tested: list[Tested] = []
+    resumed = 0
+    while (digest := search.next()) is not None:
+        found = known.get(digest)
+        if found is None:
+            report(ToTest(versions[digest], len(search.suspects), search.least_tests))
+            with registry.scratch(registry.log.new_id()) as folder:
+                registry.check_out(versions[digest], folder / "model")
+                found = _ask(versions[digest], folder / "model", judge, lead)
+            notes.add(found)
+        else:
+            resumed += 1
+        tested.append(found)
+        report(found)
+        search = search.told(digest, found.answer)
+    notes.forget()
+    return Bisected(
+        first_bad=tuple(sorted((versions[one] for one in search.culprits), key=lambda version: version.number)),
+        tested=tuple(tested),
+        confidence=confidence if error_rate > 0 else 1.0,
+        resumed=resumed,
+    )
+
+
+def _ask(version: Version, folder: Path, judge: Judge, lead: int) -> Tested:
+    counts: dict[Answer, int] = {"good": 0, "bad": 0, "skip": 0}
+    while abs(counts["good"] - counts["bad"]) < lead:
+        answer = judge(version, folder)
+        counts[answer] += 1
+        if answer == "skip":
+            return Tested(version, "skip", counts["good"], counts["bad"])
+    return Tested(version, "good" if counts["good"] > counts["bad"] else "bad", counts["good"], counts["bad"])
+
+
+class _Notes:
+    """The answers to one question, on disk: one JSON object a line."""
+
+    def __init__(self, folder: Path, question: object) -> None:
+        self.path = folder / f"{digests.of_bytes(json.dumps(question).encode())[:24]}.jsonl"
+
+    def read(self, versions: Mapping[Digest, Version]) -> dict[Digest, Tested]:
+        """What is known from a search that was stopped; half a line, which a crash left, is none."""
+        if not self.path.exists():
+            return {}
+        whole = self.path.read_text(encoding="utf-8").rpartition("\n")[0]
+        rows = [json.loads(line) for line in whole.splitlines()]
+        return {
+            row["version"]: Tested(versions[row["version"]], row["answer"], row["good"], row["bad"]) for row in rows
+        }
+
+    def add(self, tested: Tested) -> None:
+        """Keep an answer."""
+        row = {"version": tested.version.digest, "answer": tested.answer, "good": tested.good, "bad": tested.bad}
+        with files.disk_errors(self.path):
+            self.path.parent.mkdir(exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def forget(self) -> None:
+        """The question is answered."""
+        self.path.unlink(missing_ok=True)

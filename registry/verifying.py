@@ -1,0 +1,112 @@
+"""Verify: a version's objects against their digests, and what its steps claim against the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mreg.registry import claims, queries
+from mreg.registry.claim import Claim, Made, Verdict
+from mreg.registry.errors import MregError
+from mreg.registry.recipe import Step
+from mreg.registry.versions import Version
+from mreg.registry.weight_sources import StoredTensors
+
+if TYPE_CHECKING:
+    from mreg.registry.registry import Registry
+
+
+@dataclass(frozen=True)
+class StepClaims:
+    """The claims of the step that made `version`, and the weakest of their verdicts."""
+
+    version: Version
+    transform: str
+    mode: str
+    inputs: tuple[Version, ...]
+    claims: tuple[Claim, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The first of contradicted, not-checkable, consistent and proved that a claim has."""
+        return claims.weakest(list(self.claims))
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What verifying came to. `problems` are objects missing or damaged; `steps` are empty unless asked for."""
+
+    version: Version
+    objects: int
+    problems: tuple[str, ...]
+    steps: tuple[StepClaims, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every object is whole and no claim is contradicted."""
+        return not self.problems and all(step.verdict != "contradicted" for step in self.steps)
+
+
+def verify(registry: Registry, version: Version, *, with_claims: bool, report: Callable[[int, int], None]) -> Verified:
+    """Check every object of a version; with claims, also each step that led to it, without running any."""
+    manifest = registry.manifest(version)
+    tensors = {tensor.digest for tensor in manifest.tensors()}
+    wanted = sorted({*(file.digest for file in manifest.files if not file.tensors), *tensors})
+    steps = [step for step in registry.recipe(version) if step.inputs] if with_claims else []
+    problems = []
+    for count, digest in enumerate(wanted, start=1):
+        if (wrong := registry.store.verify(digest)) is not None:
+            problems.append(wrong)
+        report(count, len(wanted) + len(steps))
+    found = []
+    for count, step in enumerate(steps, start=1):
+        found.append(_of_step(registry, step))
+        report(len(wanted) + count, len(wanted) + len(steps))
+    return Verified(version, len(wanted), tuple(problems), tuple(found))
+
+
+def _of_step(registry: Registry, step: Step) -> StepClaims:
+    versions = {
+        digest: registry.log.ask(lambda reader, digest=digest: queries.version(reader, digest))  # type: ignore[misc]
+        for digest in (step.version, *(digest for _, digest in step.inputs))
+    }
+    inputs: dict[str, tuple[StoredTensors, ...]] = {}
+    configs: dict[str, dict[str, Any]] = {}
+    for role, digest in step.inputs:
+        inputs[role] = (*inputs.get(role, ()), _weights(registry, versions[digest]))
+        if versions[digest].adapter:
+            configs[role] = _config(registry, versions[digest])
+    made = Made(
+        transform=step.transform,
+        params=step.params,
+        facts=step.facts,
+        inputs=inputs,
+        configs=configs,
+        output=_weights(registry, versions[step.version]),
+        config=_config(registry, versions[step.version]),
+        is_adapter=versions[step.version].adapter,
+    )
+    try:
+        found = claims.check(made)
+    except MregError as error:
+        found = [Claim("its weights can be read", "not-checkable", str(error))]
+    return StepClaims(
+        version=versions[step.version],
+        transform=step.transform,
+        mode=step.mode,
+        inputs=tuple(versions[digest] for _, digest in step.inputs),
+        claims=tuple(found),
+    )
+
+
+def _weights(registry: Registry, version: Version) -> StoredTensors:
+    return StoredTensors(registry.manifest(version), registry.store)
+
+
+def _config(registry: Registry, version: Version) -> dict[str, Any]:
+    manifest = registry.manifest(version)
+    file = manifest.file("adapter_config.json") or manifest.file("config.json")
+    parsed: Any = json.loads(registry.store.read_bytes(file.digest)) if file else {}
+    return parsed if isinstance(parsed, dict) else {}
