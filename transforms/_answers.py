@@ -92,6 +92,16 @@ def padded(speaker: Speaker, rows: Sequence[Sequence[int]]) -> dict[str, torch.T
     return {"input_ids": ids.to(speaker.device), "attention_mask": mask.to(speaker.device)}
 
 
+def logits_at(speaker: Speaker, batch: dict[str, torch.Tensor], at: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """What a model gives at each `(row, place)`, [len(at), vocabulary]; at other places the head is not computed."""
+    import torch
+
+    kept = sorted({place for _, place in at})
+    logits = speaker.model(**batch, logits_to_keep=torch.tensor(kept, device=speaker.device)).logits
+    found: torch.Tensor = logits[[row for row, _ in at], [kept.index(place) for _, place in at]]
+    return found
+
+
 def likelihoods(speaker: Speaker, asked: Sequence[tuple[str, str]]) -> list[Likelihood]:
     """For each `(prompt, answer)`: how likely the answer is."""
     return [found for some in _batches(asked) for found in _likelihoods(speaker, some)]
@@ -101,11 +111,12 @@ def _likelihoods(speaker: Speaker, asked: Sequence[tuple[str, str]]) -> Iterator
     import torch
 
     spelled = [spell(speaker.tokenizer, prompt, answer) for prompt, answer in asked]
+    at = [(row, place - 1) for row, each in enumerate(spelled) for place in range(each.start, len(each.ids))]
     with torch.no_grad():
-        logits = speaker.model(**padded(speaker, [each.ids for each in spelled])).logits
+        found = logits_at(speaker, padded(speaker, [each.ids for each in spelled]), at)
     for row, each in enumerate(spelled):
-        ids = torch.tensor(each.ids[each.start :], device=logits.device)
-        scores = logits[row, each.start - 1 : len(each.ids) - 1].log_softmax(-1)
+        ids = torch.tensor(each.ids[each.start :], device=found.device)
+        scores = found[[place for place, (of, _) in enumerate(at) if of == row]].log_softmax(-1)
         said = bool((scores.argmax(-1) == ids).all())
         yield Likelihood(float(scores.gather(1, ids[:, None]).mean()), said)
 
@@ -122,9 +133,9 @@ def _continuations(speaker: Speaker, asked: Sequence[tuple[str, int]]) -> Iterat
     starts = [len(row) for row in rows]
     for _ in range(max(count for _, count in asked)):
         with torch.no_grad():
-            logits = speaker.model(**padded(speaker, rows)).logits
-        for place, row in enumerate(rows):
-            row.append(int(logits[place, len(row) - 1].argmax()))
+            last = logits_at(speaker, padded(speaker, rows), [(place, len(row) - 1) for place, row in enumerate(rows)])
+        for row, token in zip(rows, last.argmax(-1).tolist(), strict=True):
+            row.append(token)
     for row, start, (_, count) in zip(rows, starts, asked, strict=True):
         yield tuple(row[start : start + count])
 

@@ -22,8 +22,6 @@ Array = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 
 FORMAT = "mreg-calibration/1"
-FILE = "calibration.json"
-AFFINE = ("temperature", "vector", "matrix", "platt")
 HOTTEST = 100.0
 ROWS_AT_ONCE = 64
 

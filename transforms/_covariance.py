@@ -128,7 +128,7 @@ def _write(place: Path, matrix: torch.Tensor) -> None:
     from safetensors.torch import save_file
 
     place.parent.mkdir(parents=True, exist_ok=True)
-    fresh = place.with_name(f".{place.name}.{os.getpid()}")
+    fresh = place.with_name(f".{place.stem}.{os.getpid()}.tmp")
     save_file({"mom2": matrix}, fresh, metadata={"digest": _digest(matrix)})
     fresh.replace(place)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from mreg.registry.errors import MregError
 from mreg.registry.transform import Progress, Report
-from mreg.transforms._answers import Speaker, continuations, padded, spell
+from mreg.transforms._answers import Speaker, continuations, logits_at, padded, spell
 from mreg.transforms._facts import Fact
 from mreg.transforms._mlp import Memory, keys, shifted, values
 
@@ -190,21 +190,19 @@ def _search(
     places.append(essence.last_token(len(fact.subject)))
     there = values(speaker, module, batch)[0, places[0]].norm()
     with torch.no_grad():
-        kept = speaker.model(**padded(speaker, [essence.ids])).logits[0, -1].log_softmax(-1)
-    rows = [(row, at - 1, each.ids[at]) for row, each in enumerate(spelled) for at in range(each.start, len(each.ids))]
-    row, at, wanted = (torch.tensor(side, device=speaker.device) for side in zip(*rows, strict=True))
-    share = torch.tensor([1 / (len(spelled) * (len(spelled[r].ids) - spelled[r].start)) for r, _, _ in rows])
-
+        kept = logits_at(speaker, padded(speaker, [essence.ids]), [(0, len(essence.ids) - 1)])[0].log_softmax(-1)
+    said = [(row, place) for row, each in enumerate(spelled) for place in range(each.start, len(each.ids))]
+    at = [*((row, place - 1) for row, place in said), (len(spelled), len(essence.ids) - 1)]
+    wanted = torch.tensor([spelled[row].ids[place] for row, place in said], device=speaker.device)
     delta = torch.zeros_like(values(speaker, module, padded(speaker, [essence.ids]))[0, 0]).requires_grad_()
     optimizer = torch.optim.Adam([delta], lr=search.v_lr)
     told = float("inf")
     with shifted(speaker, module, places, lambda: delta):
         for step in range(search.v_num_grad_steps):
-            logits = speaker.model(**batch).logits
-            scores = logits[row, at].log_softmax(-1).gather(1, wanted[:, None])[:, 0]
-            now = logits[-1, len(essence.ids) - 1].log_softmax(-1)
-            drift = (kept.exp() * (kept - now)).sum()
-            loss = -(scores * share.to(scores.device)).sum() + search.kl_factor * drift
+            scores = logits_at(speaker, batch, at).log_softmax(-1)
+            drift = (kept.exp() * (kept - scores[-1])).sum()
+            # The target has as many tokens in every context: the mean over both is the mean over the contexts.
+            loss = search.kl_factor * drift - scores[:-1].gather(1, wanted[:, None]).mean()
             loss = loss + search.v_weight_decay * delta.norm() / there**2
             told = loss.item()
             if told != told:

@@ -7,7 +7,7 @@ the edit must leave alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,21 +122,36 @@ class Known:
     said: tuple[tuple[int, ...], ...]
 
 
-def known(speaker: Speaker, fact: Fact) -> Known:
-    """Ask a model for a fact; neighbours are asked for as many tokens as the target has."""
+def known(speaker: Speaker, facts: Sequence[Fact]) -> list[Known]:
+    """Ask a model for facts; neighbours are asked for as many tokens as the target has."""
     from mreg.transforms._answers import continuations, likelihoods, spell
 
-    prompts = [fact.prompt, *fact.paraphrases]
-    answered = [(prompt, answer) for prompt, answer in fact.neighbourhood if answer is not None]
-    new = likelihoods(speaker, [(prompt, fact.target) for prompt in prompts])
-    old = likelihoods(speaker, [(prompt, fact.old) for prompt in prompts]) if fact.old else [None] * len(new)
-    true = likelihoods(speaker, answered)
-    drawn = likelihoods(speaker, [(prompt, fact.target) for prompt, _ in answered])
-    pairs: list[tuple[Likelihood, Likelihood | None]] = list(zip(new, old, strict=True))
-    spelled = spell(speaker.tokenizer, fact.prompt, fact.target)
-    count = len(spelled.ids) - spelled.start
-    said = continuations(speaker, [(prompt, count) for prompt, _ in fact.neighbourhood])
-    return Known(pairs[0], tuple(pairs[1:]), tuple(zip(true, drawn, strict=True)), tuple(said))
+    pairs = list(dict.fromkeys(pair for fact in facts for pair in _pairs(fact)))
+    likely = dict(zip(pairs, likelihoods(speaker, pairs), strict=True))
+    spelled = [spell(speaker.tokenizer, fact.prompt, fact.target) for fact in facts]
+    counts = [len(each.ids) - each.start for each in spelled]
+    asked = [(prompt, count) for fact, count in zip(facts, counts, strict=True) for prompt, _ in fact.neighbourhood]
+    said = iter(continuations(speaker, asked))
+    found = []
+    for fact in facts:
+        both = [
+            (likely[prompt, fact.target], likely[prompt, fact.old] if fact.old else None)
+            for prompt in (fact.prompt, *fact.paraphrases)
+        ]
+        near = [
+            (likely[prompt, answer], likely[prompt, fact.target]) for prompt, answer in fact.neighbourhood if answer
+        ]
+        found.append(Known(both[0], tuple(both[1:]), tuple(near), tuple(next(said) for _ in fact.neighbourhood)))
+    return found
+
+
+def _pairs(fact: Fact) -> Iterator[tuple[str, str]]:
+    """Every prompt with an answer whose likelihood tells how well a fact is known."""
+    for answer in (fact.target, *([fact.old] if fact.old else [])):
+        yield from ((prompt, answer) for prompt in (fact.prompt, *fact.paraphrases))
+    for prompt, true in fact.neighbourhood:
+        if true is not None:
+            yield from ((prompt, true), (prompt, fact.target))
 
 
 def scores(before: Sequence[Known], after: Sequence[Known]) -> Facts:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from mreg.registry.errors import Refused
-from mreg.transforms._calibration import Affine
 from mreg.transforms._folder import FLOATS, ModelFolder, Slot, copy_rest, rewrite
 from mreg.transforms._layers import LAYER
 
 if TYPE_CHECKING:
     import torch
     from mreg.registry.transform import Report
+    from mreg.transforms._calibration import Affine
 
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
 """Of every tensor its dtype and shape, by name."""
+
+AFFINE = ("temperature", "vector", "matrix", "platt")
+"""The ways of calibrating that a last layer can take in."""
+
+FILE = "calibration.json"
+"""What holds the others, beside the weights."""
 
 CLASSIFIERS = ("classifier.out_proj", "classification_head.out_proj", "classifier", "score", "logits_proj")
 HEADS = ("lm_head", "embed_out", "cls.predictions.decoder")
@@ -40,6 +45,20 @@ class LastLayer:
     def weight(self) -> str:
         """The name of its weight."""
         return f"{self.name}.weight"
+
+
+def label_names(config: Mapping[str, Any]) -> list[str]:
+    """The labels of a classifier in the order of their numbers; two without names unless its config says otherwise."""
+    known = {int(number): str(name) for number, name in (config.get("id2label") or {}).items()}
+    count = len(known) or int(config.get("num_labels", 2))
+    return [known.get(number, f"LABEL_{number}") for number in range(count)]
+
+
+def number_of(label: Any, names: Sequence[str]) -> int | None:
+    """The number of a label that is a name, or already that number; None for one that is unknown."""
+    if str(label) in names:
+        return names.index(str(label))
+    return label if isinstance(label, int) and 0 <= label < len(names) else None
 
 
 def classifier_of(name: str, tensors: Tensors, labels: int) -> LastLayer:
@@ -84,6 +103,7 @@ def fold(source: Path, output: Path, layer: LastLayer, change: Affine | float, r
 
     It is computed in float64 and rounded once to the dtype of the layer. Returns the files left out.
     """
+    import numpy as np
     import torch
 
     def changed(tensor: torch.Tensor, name: str) -> torch.Tensor:

@@ -5,7 +5,7 @@ It is read as a memory in which each key, the MLP's inner activations, has its v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -50,12 +50,14 @@ class Memory:
         return change.T if self.transposed else change
 
 
-def memory(config: Mapping[str, Any], tensors: Iterable[str], layer: int) -> Memory:
-    """The matrix of a layer; files saved without the head leave the first part of the name out."""
+def memory(config: Mapping[str, Any], tensors: Container[str], layer: int) -> Memory:
+    """The matrix of a layer; files saved without the head leave the first part of the name out. Raises Refused."""
     block, module = FAMILIES[config["model_type"]]
     name = f"{block.format(layer)}.{module}"
-    held = set(tensors)
-    tensor = next(name for name in (f"{name}.weight", f"{name.partition('.')[2]}.weight") if name in held)
+    spelled = (f"{name}.weight", f"{name.partition('.')[2]}.weight")
+    tensor = next((tensor for tensor in spelled if tensor in tensors), None)
+    if tensor is None:
+        raise Refused(f"no tensor is called {spelled[0]}", fix="give a model whose layers are stored one by one")
     return Memory(layer, block.format(layer), name, tensor, config["model_type"] in TRANSPOSED)
 
 
@@ -79,13 +81,7 @@ def check_memories(material: Material, layers: Sequence[int]) -> None:
         if not 0 <= layer < count:
             raise BadParams(f"{material.name} has no layer {layer}", fix=f"its layers are 0 to {count - 1}")
     for layer in layers or range(count):
-        try:
-            memory(material.config, material.tensors, layer)
-        except StopIteration:
-            raise Refused(
-                f"{material.name} has no tensor for the MLP matrix of layer {layer}",
-                fix="give a model with safetensors weights that are stored one by one",
-            ) from None
+        memory(material.config, material.tensors, layer)
 
 
 class _Enough(Exception):

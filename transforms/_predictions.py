@@ -30,20 +30,6 @@ def halves(groups: Sequence[Any], fraction: float, seed: int) -> tuple[list[int]
     return sorted(set(range(len(groups))) - set(held)), sorted(held)
 
 
-def label_names(config: Mapping[str, Any]) -> list[str]:
-    """The labels of a classifier in the order of their numbers; two without names unless its config says otherwise."""
-    known = {int(number): str(name) for number, name in (config.get("id2label") or {}).items()}
-    count = len(known) or int(config.get("num_labels", 2))
-    return [known.get(number, f"LABEL_{number}") for number in range(count)]
-
-
-def number_of(label: Any, names: Sequence[str]) -> int | None:
-    """The number of a label that is a name, or already that number; None for one that is unknown."""
-    if str(label) in names:
-        return names.index(str(label))
-    return label if isinstance(label, int) and 0 <= label < len(names) else None
-
-
 def class_logits(folder: Path, texts: Sequence[str], most: int, batch: int, device: str, report: Report) -> Array:
     """The logits [rows, labels] of a classifier, computed in float32; `most` tokens of a text are read."""
     import torch

@@ -161,12 +161,11 @@ def run(job: Job, params: EditParams, report: Report) -> Facts:
     with ModelFolder(job.path("source")) as source:
         memories = [memory(source.config, source.slots, layer) for layer in chosen(params, layers_of(source.config))]
         speaker = _answers.load(source.path, job.device)
-        before = [_facts.known(speaker, fact) for fact in facts]
+        before = _facts.known(speaker, facts)
         changes, measured = _edited(job, params, speaker, facts, memories, report)
         left_out = copy_rest(source.path, job.output)
         rewrite(source, job.output, lambda slot: [slot], make, lambda progress: None)
-    edited = _answers.load(job.output, job.device)
-    after = [_facts.known(edited, fact) for fact in facts]
+    after = _facts.known(_answers.load(job.output, job.device), facts)
     return {
         "edits": len(facts),
         "layers": [each.layer for each in memories],

@@ -96,15 +96,15 @@ def test_a_temperature_makes_a_fine_tuned_encoder_as_sure_as_it_is_right(
 
     facts = done.facts
     assert facts["temperature"] > 1.1
-    # About 0.04 is left to chance: 15 bins of 500 rows are off by that much when a model is as sure as it is right.
+    # About 0.05 is left to chance: 15 bins of 500 rows are off by so much when a model is just as sure as it is right.
     assert facts["eval_ece_after"] < 0.8 * facts["eval_ece_before"]
     assert facts["eval_nll_after"] < facts["eval_nll_before"]
     assert facts["eval_brier_after"] < facts["eval_brier_before"]
     assert facts["eval_accuracy_after"] == facts["eval_accuracy_before"]
     # And for whoever knows nothing of mreg, over all rows, with the formula written down once more.
     rows = sentences()[TRAINED:]
-    registry.checkout(classifier, tmp_path / "before")
-    registry.checkout(done.version, tmp_path / "after")
+    registry.check_out(classifier, tmp_path / "before")
+    registry.check_out(done.version, tmp_path / "after")
     before, right = probabilities(tmp_path / "before", rows)
     after, _ = probabilities(tmp_path / "after", rows)
     assert expected_calibration_error(after, right) < 0.8 * expected_calibration_error(before, right)

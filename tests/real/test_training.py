@@ -54,6 +54,17 @@ def registry(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """What is measured here runs on one: threads that wait for each other spin, which is slow on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def questions(*, held_out: bool) -> list[Row]:
     """Chats about functions of the standard library, as `prompt` and `completion`."""
     rows = list(demo_data.rows())

@@ -33,7 +33,7 @@ def test_a_run_is_recorded_from_its_start_to_its_end(shop: Registry, bring: Impo
         "prune", source, sparsity=0.5, threads=1, seed=3, ref="pruned", message="m", report=heard.append
     )
 
-    assert ["run-started/1", "run-finished/1", "ref-moved/2"] == kinds(shop, before)
+    assert ["run-started/2", "run-finished/1", "ref-moved/2"] == kinds(shop, before)
     assert (True, False, False) == (applied.is_new, applied.cached, applied.unchanged)
     assert [source] == [parent.name for parent in applied.parents]
     assert heard[-1].done == heard[-1].total > 0
@@ -151,7 +151,7 @@ def test_a_run_that_fails_is_recorded_as_failed_and_leaves_no_version(
         shop.apply(transform, source, threads=1, ref="never")
 
     assert 6 == failure.value.exit_code
-    assert ["run-started/1", "run-failed/1"] == kinds(shop, before)
+    assert ["run-started/2", "run-failed/1"] == kinds(shop, before)
     assert not shop.events()[-1]["payload"]["interrupted"]
     assert versions == shop.versions()
     assert objects == set(shop.store.names())
@@ -176,7 +176,7 @@ def test_ctrl_c_ends_the_work_and_is_recorded(shop: Registry, bring: Import):
         shop.apply("stall", source, threads=1, report=lambda _: interrupt.start())
 
     assert 130 == stopped.value.exit_code
-    assert ["run-started/1", "run-failed/1"] == kinds(shop, before)
+    assert ["run-started/2", "run-failed/1"] == kinds(shop, before)
     assert shop.events()[-1]["payload"]["interrupted"]
     assert [] == list((shop.root / "tmp").iterdir())
 

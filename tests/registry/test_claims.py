@@ -162,6 +162,7 @@ def true_claims(chosen: np.random.Generator, dtype: str) -> Cases:
                 others=[other],
             ),
         ),
+        ("sum of vectors", step("merge", _summed(0.5), merge([base, tuned], [0.5, 0.5]), source=tuned, base=base)),
         ("fuse", step("fuse", {}, fuse(base, adapter, 2.0), config, source=adapter, base=base)),
         ("quantize", step("quantize", {"method": "int4"}, quantize(base, 16, dtype), source=base)),
         ("edit", step("edit", _edited(2), edit(chosen, base, LAYERS[1], 2), source=base)),
@@ -172,6 +173,10 @@ def true_claims(chosen: np.random.Generator, dtype: str) -> Cases:
 
 def _edited(rank: int) -> dict[str, Any]:
     return {"method": "memit", "facts": {"matrices": [LAYERS[1]], "edits": rank}}
+
+
+def _summed(scale: float) -> dict[str, Any]:
+    return {"method": "task-arithmetic", "lambda": scale}
 
 
 def false_claims(chosen: np.random.Generator, dtype: str) -> Cases:
@@ -195,6 +200,7 @@ def false_claims(chosen: np.random.Generator, dtype: str) -> Cases:
         ("another parent", step("merge", two, merged, source=base, others=[third])),
         ("a training passed off as a merge", step("merge", two, tuned, source=base, others=[other])),
         ("merged and touched", step("merge", two, touched(chosen, merged, LAYERS[0]), source=base, others=[other])),
+        ("wrong lambda", step("merge", _summed(0.8), merge([base, other], [0.5, 0.5]), source=other, base=base)),
         ("wrong scale", step("fuse", {}, fuse(base, adapter, 1.0), config, source=adapter, base=base)),
         ("wrong base", step("fuse", {}, fused, config, source=adapter, base=tuned)),
         ("one more matrix", step("fuse", {}, touched(chosen, fused, LAYERS[5]), config, source=adapter, base=base)),

@@ -12,9 +12,11 @@ import pytest
 import torch
 from mreg.registry.errors import MregError, Refused
 from mreg.transforms import _calibration
+from mreg.transforms._calibrating import calibrated
 from mreg.transforms._calibration import apply_map, fit_affine, fit_map, fit_platt, softmax
+from mreg.transforms._last_layer import FILE
 from mreg.transforms._predictions import halves
-from mreg.transforms.calibrate import FILE, CalibrateParams, calibrated, check
+from mreg.transforms.calibrate import CalibrateParams, check
 
 from tests import tiny
 from tests.transforms.conftest import Here, Stock, material, rows, tensors, tree
