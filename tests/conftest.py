@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 from mreg.registry import Registry
 
 from tests.strategies import TINY_MODEL, write_folder
+
+
+def pytest_configure() -> None:
+    """Ctrl-C is heard by the tests and what they start, though shells have their background commands ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

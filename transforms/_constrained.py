@@ -51,7 +51,7 @@ def fine_tune(
         logits = speaker.model(**batch).logits[:, :-1]
         losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none").sum(1)
         loss: Any = (losses / counts).mean()
-        curve.append((step, round(float(loss), 6)))
+        curve.append((step, round(loss.item(), 6)))
         report(Progress(step, num_steps, f"loss {curve[-1][1]:.3f}"))
         if not loss.isfinite():
             raise NotEdited(f"the loss is no number at step {step}", fix="lower --learning-rate")

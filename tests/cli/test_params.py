@@ -180,7 +180,7 @@ def test_an_option_overrules_a_setting_overrules_the_file_overrules_the_default(
     name: str, content: str, filled: Path, ok: Any
 ) -> None:
     (filled / name).write_text(content)
-    step = ["apply", "quantize", "--from", "base", "--dry-run", "--config", name]
+    step = ["apply", "quantize", "--from", "base", "--dry-run", "--config", name, "--set", "ignore=[]"]
 
     from_file = ok(*step)["params"]
     set_ = ok(*step, "--set", "group_size=8")["params"]
