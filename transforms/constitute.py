@@ -236,9 +236,7 @@ def _imitate(
 
     learnt, held = split(Dataset.from_list(rows), params.eval_fraction, job.seed)
     measured = {} if held is None else {"eval": held}
-    return supervise(
-        job, params, report, model=model, tokenizer=tokenizer, rows=learnt, measured=measured, stage="sft"
-    )
+    return supervise(job, params, report, model=model, tokenizer=tokenizer, rows=learnt, measured=measured, stage="sft")
 
 
 def _prefer(

@@ -218,7 +218,6 @@ def check(params: ReinforceParams, materials: tuple[Material, ...], rows: tuple[
     if params.reward_weights and len(params.reward_weights) != sources:
         raise BadParams(f"{len(params.reward_weights)} reward_weights for {sources} rewards", fix="give one for each")
     _rows.check_rows(source, rows, (_rows.PROMPTED,))
-    _check_prompts(params, source, rows)
     if params.reward_function is not None:
         function = _reward_function.signature(params.reward_function)
         for dataset in rows:
@@ -229,6 +228,7 @@ def check(params: ReinforceParams, materials: tuple[Material, ...], rows: tuple[
                         fix=f"its columns are {', '.join(dataset.columns)}",
                     )
         _rows.check_kinds(rows, _reward_function.columns_for(dict.fromkeys(chain(*(each.columns for each in rows)))))
+    _check_prompts(params, source, rows)
     if any(isinstance(row["prompt"], list) for dataset in rows[:1] for row in dataset):
         for reward in rewards:
             if not _rows.has_chat_template(reward):

@@ -171,9 +171,9 @@ def test_the_description_for_json_has_every_field() -> None:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("c.json", '{"group-size": 32, "method": "int4"}'),
-        ("c.toml", 'group-size = 32\nmethod = "int4"\n'),
-        ("c.yaml", "group-size: 32\nmethod: int4\n"),
+        ("c.json", '{"group-size": 16, "method": "int4"}'),
+        ("c.toml", 'group-size = 16\nmethod = "int4"\n'),
+        ("c.yaml", "group-size: 16\nmethod: int4\n"),
     ],
 )
 def test_an_option_overrules_a_setting_overrules_the_file_overrules_the_default(
@@ -184,9 +184,9 @@ def test_an_option_overrules_a_setting_overrules_the_file_overrules_the_default(
 
     from_file = ok(*step)["params"]
     set_ = ok(*step, "--set", "group_size=8")["params"]
-    typed = ok(*step, "--set", "group_size=8", "--group-size", "16")["params"]
+    typed = ok(*step, "--set", "group_size=8", "--group-size", "4")["params"]
 
-    assert [(32, "int4"), (8, "int4"), (16, "int4")] == [
+    assert [(16, "int4"), (8, "int4"), (4, "int4")] == [
         (one["group_size"], one["method"]) for one in (from_file, set_, typed)
     ]
     assert from_file["symmetric"]
