@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NewType
 
 from mreg.registry.digests import Digest
-from mreg.registry.errors import Refused
 from mreg.registry.recipe import Step
 
 Key = NewType("Key", str)
@@ -80,8 +79,7 @@ class Rewritten:
 def rewrite(recipe: Sequence[Step], changes: Changes) -> Rewritten:
     """The recipe with the changes made. `recipe` ends with its target, and has every step after its inputs.
 
-    A dropped step is passed through: what took its output takes its source instead. Raises Refused for a change of an
-    import that only a step can have.
+    A dropped step is passed through: what took its output takes its source instead.
     """
     stands: dict[Digest, Place] = {}
     steps: list[NewStep] = []
@@ -89,7 +87,7 @@ def rewrite(recipe: Sequence[Step], changes: Changes) -> Rewritten:
     dropped: list[Digest] = []
     for step in recipe:
         if not step.inputs:
-            _only_steps(step, changes)
+            assert step.version not in {*changes.drop, *changes.settings}, "an import is no step"
             there = Place(given=changes.onto.get(step.version, step.version))
         elif step.version in changes.drop:
             dropped.append(step.version)
@@ -122,14 +120,6 @@ def settle(steps: Sequence[NewStep], made: Key, version: Digest) -> tuple[NewSte
         replace(step, inputs=tuple((role, there if place.made == made else place) for role, place in step.inputs))
         for step in steps
     )
-
-
-def _only_steps(step: Step, changes: Changes) -> None:
-    if step.version in changes.drop or step.version in changes.settings:
-        raise Refused(
-            f"{step.version[:12]} was imported, no step made it",
-            fix="put another version in its place with --onto" if step.version in changes.drop else "change a step",
-        )
 
 
 def _needed(rewritten: Rewritten) -> Rewritten:

@@ -88,6 +88,8 @@ def test_what_a_later_step_refuses_is_found_before_anything_runs(shop: Registry,
 
     with pytest.raises(Refused, match=r"would not work.*quantized already"):
         shop.rebase(merged, Changes(onto={shop.recipe(merged)[0].version: quantized.digest}))
+    with pytest.raises(Refused, match="was imported"):
+        shop.rebase(merged, Changes(drop=frozenset({shop.recipe(merged)[0].version})))
     with pytest.raises(Refused, match="is not on the way"):
         shop.rebase(merged, Changes(drop=frozenset({wide.digest})))
     assert events == len(shop.events())

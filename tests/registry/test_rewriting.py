@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-from mreg.registry.errors import Refused
 from mreg.registry.rewriting import Changes, Insert, Key, Place, rewrite, settle
 
 from tests.histories import digest
@@ -87,9 +85,3 @@ def test_a_known_answer_takes_the_place_of_its_step():
     settled = settle(steps, steps[0].key, digest(7))
 
     assert (("source", given(7)),) == settled[1].inputs
-
-
-def test_an_import_can_be_replaced_and_not_dropped_or_changed():
-    for changes in (Changes(drop=frozenset({digest(1)})), Changes(settings={digest(1): {"a": 1}})):
-        with pytest.raises(Refused, match="was imported"):
-            rewrite(CHAIN, changes)
