@@ -80,12 +80,9 @@ def plan(registry: Registry, target: Version, changes: Changes) -> RebasePlan:
                 f"{versions[digest]} is not on the way to {target}",
                 fix=f"`mreg lineage {target} --up` shows the steps that are",
             )
-    for step in recipe:
-        if not step.inputs and (step.version in changes.drop or step.version in changes.settings):
-            raise Refused(
-                f"{versions[step.version]} was imported, no step made it",
-                fix="--onto puts another version in its place",
-            )
+    for base in (one.version for one in recipe if not one.inputs):
+        if base in changes.drop or base in changes.settings:
+            raise Refused(f"{versions[base]} was imported, no step made it", fix="put another in its place with --onto")
     rewritten = rewrite(recipe, changes)
     planner = _Planner(registry, versions, changes)
     todo, result, planned = list(rewritten.steps), rewritten.result, {}
