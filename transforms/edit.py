@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     import torch
     from mreg.transforms._answers import Speaker
 
-DEPTH = 0.3
-"""Unless layers are said: how deep the last of them is, as a share of all."""
+DEPTH = {"rome": 0.18, "memit": 0.3, "constrained": 0.3}
+"""Unless layers are said: how deep the last of them is, as a share of all; for rome and memit as with GPT-J."""
 
-SPREAD = {"rome": 1, "memit": 5, "constrained": 1}
+SPREAD = {"rome": 1, "memit": 5, "constrained": 5}
 """How many layers there are unless they are said."""
 
 SEARCH = {
@@ -42,7 +42,7 @@ class EditParams(Params):
     DEFAULTS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "rome": SEARCH,
         "memit": {**SEARCH, "mom2_weight": 1000.0},
-        "constrained": {"learning_rate": 5e-4, "num_steps": 50, "norm_constraint": 5e-3},
+        "constrained": {"learning_rate": 1e-3, "num_steps": 50, "norm_constraint": 5e-3},
     }
 
     method: Literal["rome", "memit", "constrained"] | None = None
@@ -54,7 +54,8 @@ class EditParams(Params):
     """Take the last edit on the way to the source back, exactly; takes no other option and no data."""
 
     layers: tuple[int, ...] = ()
-    """The layers whose MLP matrix is changed, from 0; unless said, at 30 % of the depth one, or for memit five."""
+    """The layers whose MLP matrix is changed, from 0; unless said, one at 18 % of the depth for rome, or five
+    up to 30 % of it."""
 
     v_lr: float | None = Field(None, gt=0)
     """rome, memit: the learning rate of the search for the value that says the target."""
@@ -180,7 +181,7 @@ def run(job: Job, params: EditParams, report: Report) -> Facts:
 def chosen(params: EditParams, count: int) -> list[int]:
     """The layers to change, of so many that the model has."""
     assert params.method is not None
-    last = min(count - 1, round(DEPTH * count))
+    last = min(count - 1, round(DEPTH[params.method] * count))
     return list(params.layers) or list(range(max(0, last + 1 - SPREAD[params.method]), last + 1))
 
 
