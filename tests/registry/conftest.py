@@ -42,6 +42,13 @@ def add(job, amount):
         rewrite(source, job.output, lambda slot: [slot], make, lambda progress: None)
 
 
+def count():
+    # Never the same twice in a row.
+    path = Path(os.environ["HOME"], "counted")
+    path.open("a").write(".")
+    return path.stat().st_size
+
+
 def run(job, params, report):
     print("working on", job.transform, flush=True)
 {body}
@@ -63,8 +70,8 @@ BODIES = {
     # Its bits depend on what mreg fixes for it, as those of a training do.
     "lean": "    import torch\n\n    add(job, torch.get_num_threads())\n    return {'flops': 1e20}",
     # Its bits depend on what nobody fixes.
-    "wander": "    add(job, time.time_ns() % 1000)\n    return {}",
-    "drift": "    add(job, (1 + time.time_ns() % 7) * 2**-20)\n    return {}",
+    "wander": "    add(job, count() % 64)\n    return {}",
+    "drift": "    add(job, (1 + count() % 7) * 2**-20)\n    return {}",
     "relabel": "    from safetensors.torch import load_file, save_file\n\n    add(job, 1)\n"
     '    path = job.output / "model.safetensors"\n'
     '    save_file(load_file(path), path, {"at": str(time.time_ns())})\n    return {}',
