@@ -7,12 +7,16 @@ spaces to a multiple of 64. A header has exactly one spelling, and reading compa
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from blake3 import blake3
 from mreg.registry import canonical, digests
+from mreg.registry.prediction import Prediction
 from mreg.registry.safetensors_header import MAX_DIMENSIONS, MAX_EXTENT, tensor_size
+
+Encoding = Literal["raw", "solo", "residual"]
+"""How the content is stored: as it is, in planes of its own, or as what a prediction from other tensors gets wrong."""
 
 MAGIC = b"MREG"
 VERSION = 1
@@ -28,12 +32,17 @@ class BadEnvelope(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What an object is. `size` counts its content; `dtype` and `shape` are a tensor's."""
+    """What an object is. `size` counts its content; `dtype` and `shape` are a tensor's.
+
+    Only a tensor can be a residual, and then `prediction` says of what.
+    """
 
     kind: Literal["file", "tensor"]
     size: int
     dtype: str = ""
     shape: tuple[int, ...] = ()
+    encoding: Encoding = "raw"
+    prediction: Prediction | None = None
 
     @classmethod
     def of_tensor(cls, dtype: str, shape: tuple[int, ...]) -> Envelope:
@@ -44,12 +53,27 @@ class Envelope:
 
     def to_bytes(self) -> bytes:
         """Everything before the payload; its length is a multiple of 64."""
-        header: dict[str, Any] = {"encoding": "raw", "kind": self.kind, "size": self.size}
+        header: dict[str, Any] = {"encoding": self.encoding, "kind": self.kind, "size": self.size}
         if self.kind == "tensor":
             header |= {"dtype": self.dtype, "shape": list(self.shape)}
+        if self.prediction is not None:
+            header["prediction"] = {
+                "inputs": list(self.prediction.inputs),
+                "operation": self.prediction.operation,
+                "params": dict(self.prediction.params),
+            }
         text = canonical.dumps(header)
         padded = text.ljust(-(-(PREFIX + len(text)) // ALIGNMENT) * ALIGNMENT - PREFIX)
         return MAGIC + bytes([VERSION]) + len(padded).to_bytes(3, "little") + padded
+
+    def encoded(self, encoding: Encoding, prediction: Prediction | None = None) -> Envelope:
+        """The same content, stored in another way."""
+        return replace(self, encoding=encoding, prediction=prediction)
+
+    @property
+    def inputs(self) -> tuple[digests.Digest, ...]:
+        """The objects without which this one cannot be read."""
+        return () if self.prediction is None else self.prediction.inputs
 
     def hasher(self) -> blake3:
         """The hash function that names this kind of object."""
@@ -81,13 +105,26 @@ def parse(raw: bytes) -> Envelope:
 
 
 def _from_json(header: dict[str, Any]) -> Envelope:
-    if header["kind"] == "file" and _is_natural(header["size"]):
-        return Envelope("file", header["size"])
+    encoding, size = header["encoding"], header["size"]
+    if not _is_natural(size) or encoding not in ("raw", "solo", "residual") or (encoding != "raw" and size == 0):
+        raise ValueError("an unknown encoding")
+    if header["kind"] == "file" and encoding != "residual":
+        return Envelope("file", size, encoding=encoding)
     dtype, shape = header["dtype"], tuple(header["shape"])
     natural = len(shape) <= MAX_DIMENSIONS and all(map(_is_natural, shape))
     if header["kind"] != "tensor" or not natural or not _is_natural(tensor_size(dtype, shape)):
         raise ValueError("neither a file nor a tensor")
-    return Envelope.of_tensor(dtype, shape)
+    prediction = _prediction(header["prediction"]) if encoding == "residual" else None
+    return Envelope.of_tensor(dtype, shape).encoded(encoding, prediction)
+
+
+def _prediction(value: dict[str, Any]) -> Prediction:
+    operation, inputs, params = value["operation"], value["inputs"], value["params"]
+    if not isinstance(operation, str) or not isinstance(inputs, list) or not isinstance(params, dict):
+        raise ValueError("not a prediction")
+    if not all(isinstance(each, str) and digests.is_digest(each) for each in inputs):
+        raise ValueError("an input without a digest")
+    return Prediction(operation, tuple(map(digests.Digest, inputs)), params)
 
 
 def _is_natural(value: object) -> bool:

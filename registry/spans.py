@@ -27,6 +27,9 @@ class Data(Protocol):
     def chunks(self) -> Iterator[memoryview]:
         """The bytes in order. A chunk is valid until the next one is asked for."""
 
+    def read(self, start: int, stop: int) -> Buffer:
+        """The bytes from `start` to before `stop`. Raises EOFError when they are not there any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -48,6 +51,22 @@ class Span:
             done += count
             yield buffer[:count]
 
+    def read(self, start: int, stop: int) -> bytearray:
+        """The bytes from `start` to before `stop`, all of them. Raises EOFError when the file ends before."""
+        data = bytearray(stop - start)
+        with memoryview(data) as view:
+            self.read_into(view, start)
+        return data
+
+    def read_into(self, view: memoryview, start: int) -> None:
+        """Fill `view` with the bytes from `start`. Raises EOFError when the file ends before."""
+        done = 0
+        while done < len(view):
+            count = os.preadv(self.fd, [view[done:]], self.start + start + done)
+            if count == 0:
+                raise EOFError(f"the file ends {len(view) - done} bytes early")
+            done += count
+
 
 class Held:
     """Bytes already in memory."""
@@ -64,9 +83,21 @@ class Held:
         """The bytes as one chunk."""
         yield self._data
 
+    def read(self, start: int, stop: int) -> memoryview:
+        """The bytes from `start` to before `stop`."""
+        return self._data[start:stop]
+
 
 def write_all(fd: int, data: Buffer) -> None:
     """Write every byte of `data` where `fd` stands."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(fd, rest) :]
+
+
+def write_all_at(fd: int, data: Buffer, at: int) -> None:
+    """Write every byte of `data` at a place in the file."""
+    rest = memoryview(data)
+    while rest:
+        count = os.pwrite(fd, rest, at)
+        rest, at = rest[count:], at + count
