@@ -12,15 +12,20 @@ import shutil
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
+from mreg.registry import framed
+from mreg.registry.contents import Content, Predicted
 from mreg.registry.digests import Buffer, Digest
 from mreg.registry.envelope import Envelope
 from mreg.registry.files import StorageFailed, disk_errors, sync_directory
-from mreg.registry.spans import Data, Held, write_all
+from mreg.registry.prediction import Prediction
+from mreg.registry.spans import CHUNK, Data, Held, write_all
 
 _SYNCING = 4
 _PENDING = 32
@@ -31,21 +36,36 @@ class SourceChanged(ValueError):
     """The bytes to store were not the same when they were gone through again."""
 
 
+class Store(Protocol):
+    """What a batch asks of the store that it writes into."""
+
+    root: Path
+
+    def check(self, digest: Digest) -> str | None:
+        """What is wrong with an object; None when it is there and as it was written."""
+
+    def content(self, digest: Digest) -> Content:
+        """An object, to be read. Raises MissingObject or DamagedObject."""
+
+    def within_reach(self, prediction: Prediction, of: Digest) -> Prediction | None:
+        """A prediction of an object that makes no chain too long, as near to the one given as there is."""
+
+
 class Batch:
     """Objects on their way into a store. Leaving the `with` block commits; an exception drops everything.
 
-    An object that is already there is verified before it is relied upon, and replaced if it is damaged. Two batches may
+    An object that is already there is checked before it is relied upon, and replaced if it is damaged. Two batches may
     write the same object at once: both write the same bytes, and a rename replaces one by the other. Several threads
     may put into one batch.
     """
 
-    def __init__(self, root: Path, temporary: Path, verify: Callable[[Digest], str | None]) -> None:
+    def __init__(self, store: Store, temporary: Path) -> None:
         self.objects_added = 0
         self.bytes_added = 0
         """What the new objects take on disk."""
-        self._root = root
+        self._store = store
+        self._root = store.root
         self._temporary = temporary
-        self._verify = verify
         self._folder: Path | None = None
         self._lock = -1
         self._seen: set[Digest] = set()
@@ -74,16 +94,37 @@ class Batch:
         """Store bytes as a file object."""
         return self.put_file(Held(data))
 
-    def put_file(self, data: Data, digest: Digest | None = None) -> Digest:
+    def put_file(self, data: Data, digest: Digest | None = None, *, small: bool = False) -> Digest:
         """Store the content of a file; see `put`."""
-        return self.put(Envelope("file", data.size), data, digest)
+        return self.put(Envelope("file", data.size), data, digest, small=small)
 
-    def put_tensor(self, dtype: str, shape: tuple[int, ...], data: Data, digest: Digest | None = None) -> Digest:
+    def put_tensor(
+        self,
+        dtype: str,
+        shape: tuple[int, ...],
+        data: Data,
+        digest: Digest | None = None,
+        *,
+        small: bool = False,
+        predictions: Sequence[Prediction] = (),
+    ) -> Digest:
         """Store the raw bytes of a tensor; see `put`."""
-        return self.put(Envelope.of_tensor(dtype, shape), data, digest)
+        return self.put(Envelope.of_tensor(dtype, shape), data, digest, small=small, predictions=predictions)
 
-    def put(self, envelope: Envelope, data: Data, digest: Digest | None = None) -> Digest:
+    def put(
+        self,
+        envelope: Envelope,
+        data: Data,
+        digest: Digest | None = None,
+        *,
+        small: bool = False,
+        predictions: Sequence[Prediction] = (),
+        again: bool = False,
+    ) -> Digest:
         """Store `data` unless it is there already, and return its name.
+
+        As it is, or `small`: in planes of its own or as what one of the `predictions` gets wrong, if that pays. With
+        `again` it is written in any case, in the place of what is there.
 
         A caller that knows the digest gives it and saves one reading; it is checked while the object is written, and
         SourceChanged is raised when the bytes are other ones. EOFError comes through when `data` ends early.
@@ -97,20 +138,42 @@ class Batch:
         with self._guard:
             is_new = digest not in self._seen
             self._seen.add(digest)
-        if is_new and self._verify(digest) is not None:
-            with disk_errors(self._temporary):
-                self._write(envelope, data, digest)
+        if is_new and (again or self._store.check(digest) is not None):
+            with disk_errors(self._temporary), ExitStack() as opened:
+                if not small:
+                    self._write(envelope, data, digest, None)
+                    return digest
+                # Loaded with numpy, which nothing needs that only puts away a few lines.
+                from mreg.registry.choosing import choose
+
+                reachable: dict[Predicted, Prediction] = {}
+                for prediction in predictions:
+                    within = self._store.within_reach(prediction, digest)
+                    if within is not None and within not in reachable.values():
+                        predicted = Predicted(envelope, within, self._store.content)
+                        reachable[opened.enter_context(closing(predicted))] = within
+                chosen = choose(envelope, data, [(within, predicted) for predicted, within in reachable.items()])
+                best = next((one for one, within in reachable.items() if within == chosen.prediction), None)
+                self._write(chosen, data, digest, best)
         return digest
 
-    def _write(self, envelope: Envelope, data: Data, digest: Digest) -> None:
+    def _write(self, envelope: Envelope, data: Data, digest: Digest, predicted: Predicted | None) -> None:
         path = self._own_folder() / digest
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444)
         try:
             hasher = envelope.hasher()
-            write_all(fd, envelope.to_bytes())
-            for chunk in data.chunks():
-                hasher.update(chunk)
-                write_all(fd, chunk)
+
+            def hashed() -> Iterator[memoryview]:
+                for chunk in data.chunks():
+                    hasher.update(chunk)
+                    yield chunk
+
+            if envelope.encoding == "raw":
+                write_all(fd, envelope.to_bytes())
+                for chunk in hashed():
+                    write_all(fd, chunk)
+            else:
+                framed.write(fd, envelope.to_bytes(), _frames(envelope, hashed(), predicted))
             if hasher.hexdigest() != digest:
                 raise SourceChanged(f"expected {digest}")
             size = os.fstat(fd).st_size
@@ -169,6 +232,40 @@ class Batch:
         finally:
             os.close(lock)
         return True
+
+
+def _frames(envelope: Envelope, chunks: Iterator[memoryview], predicted: Predicted | None) -> Iterator[Buffer]:
+    """The content, encoded chunk by chunk; each frame is decoded again before it is trusted."""
+    from mreg.registry import deltas, planes
+    from mreg.registry.weights import same_bytes
+
+    for number, chunk in enumerate(_regular(chunks)):
+        frame: Buffer
+        if predicted is None:
+            dtype = envelope.dtype or "U8"
+            frame = planes.encode(chunk, dtype)
+            again = planes.decode(frame, len(chunk), dtype)
+        else:
+            guess = predicted.chunk(number)
+            frame = deltas.encode(chunk, guess, envelope.dtype)
+            again = deltas.decode(frame, guess, envelope.dtype)
+        assert same_bytes(memoryview(again), memoryview(chunk)), "a codec gave back other bytes"
+        yield frame
+
+
+def _regular(chunks: Iterator[memoryview]) -> Iterator[memoryview]:
+    """The same bytes in chunks of full size, but for the last."""
+    held = bytearray()
+    for chunk in chunks:
+        if not held and len(chunk) == CHUNK:
+            yield chunk
+            continue
+        held += chunk
+        while len(held) >= CHUNK:
+            yield memoryview(bytes(held[:CHUNK]))
+            del held[:CHUNK]
+    if held:
+        yield memoryview(held)
 
 
 def _sync(fd: int) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 
 from mreg.registry import digests
@@ -15,7 +18,9 @@ from mreg.registry.intake import Done, unheard
 from mreg.registry.manifest import FileEntry, Manifest
 from mreg.registry.objects import DamagedObject, ObjectStore
 from mreg.registry.plain import shown
-from mreg.registry.spans import write_all
+from mreg.registry.spans import Span, write_all_at
+
+_WORKERS = min(8, os.cpu_count() or 1)
 
 
 class DestinationTaken(MregError):
@@ -57,18 +62,20 @@ def check_out(
 
 def _write_files(manifest: Manifest, store: ObjectStore, folder: Path, report: Done, durable: bool) -> None:
     done, total = 0, manifest.size
+    counting = threading.Lock()
     folders = {folder}
     for file in manifest.files:
         path = folder / file.path
 
         def progress(count: int) -> None:
             nonlocal done
-            done += count
-            report(done, total)
+            with counting:
+                done += count
+                report(done, total)
 
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             try:
                 _write_file(file, store, fd, path, progress)
                 if durable:
@@ -83,26 +90,48 @@ def _write_files(manifest: Manifest, store: ObjectStore, folder: Path, report: D
 
 
 def _write_file(file: FileEntry, store: ObjectStore, fd: int, path: Path, progress: Callable[[int], None]) -> None:
-    whole = digests.file_hasher()
-
-    def write(chunk: memoryview) -> None:
-        whole.update(chunk)
-        with disk_errors(path):
-            write_all(fd, chunk)
-        progress(len(chunk))
-
     if file.header is None:
-        store.copy_to(file.digest, write)
-    else:
-        header = file.header.encode()
-        write(memoryview(len(header).to_bytes(8, "little") + header))
-        for tensor in file.tensors:
-            store.copy_to(tensor.digest, write)
+        store.copy_to(file.digest, _writer(fd, 0, path, progress))
+        return
+    header = file.header.encode()
+    head = len(header).to_bytes(8, "little") + header
+    _writer(fd, 0, path, progress)(memoryview(head))
+    starts = accumulate((tensor.size for tensor in file.tensors), initial=len(head))
+    # Tensors are decoded beside each other, each to its own place.
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        try:
+            done = [
+                pool.submit(store.copy_to, tensor.digest, _writer(fd, start, path, progress))
+                for tensor, start in zip(file.tensors, starts, strict=False)
+            ]
+            for each in done:
+                each.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    whole = digests.file_hasher(threads=_WORKERS)
+    with disk_errors(path):
+        for chunk in Span(fd, 0, file.size).chunks():
+            whole.update(chunk)
     if whole.hexdigest() != file.digest:
         raise DamagedObject(
             f"the parts of {file.path} are sound, but together they are not the file that was recorded",
             fix="`mreg fsck` says what is wrong; import the model again",
         )
+
+
+def _writer(fd: int, start: int, path: Path, progress: Callable[[int], None]) -> Callable[[memoryview], None]:
+    """What writes one chunk after another into an open file, from `start` on."""
+    at = start
+
+    def write(chunk: memoryview) -> None:
+        nonlocal at
+        with disk_errors(path):
+            write_all_at(fd, chunk, at)
+        at += len(chunk)
+        progress(len(chunk))
+
+    return write
 
 
 def _is_empty_folder(path: Path) -> bool:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from blake3 import blake3
 from mreg.registry import digests, safetensors_header
 from mreg.registry.batch import Batch, SourceChanged
+from mreg.registry.candidates import NOTHING, Guesses
 from mreg.registry.digests import Digest
 from mreg.registry.errors import MregError
 from mreg.registry.files import disk_errors
@@ -22,6 +23,9 @@ from mreg.registry.safetensors_header import TensorSlot
 from mreg.registry.spans import Span
 
 _WORKERS = min(8, os.cpu_count() or 1)
+
+_SMALL_FILE = 1 << 16
+"""A file of fewer bytes stays as it is: those are the ones that commands look into."""
 
 Done = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
@@ -37,23 +41,26 @@ class ModelChanged(MregError):
     exit_code = 5
 
 
-def store_folder(listing: FolderListing, batch: Batch | None, report: Done = unheard) -> Manifest:
+def store_folder(
+    listing: FolderListing, batch: Batch | None, report: Done = unheard, guesses: Guesses = NOTHING
+) -> Manifest:
     """Read a model whole and return its manifest, which is stored too.
 
-    Without a batch nothing is stored: that is how an output is judged without keeping it. Raises MalformedSafetensors,
-    ModelChanged, or what the batch raises.
+    Without a batch nothing is stored: that is how an output is judged without keeping it. `guesses` are what its
+    tensors may be stored against. Raises MalformedSafetensors, ModelChanged, or what the batch raises.
     """
-    manifest = Manifest(tuple(_Intake(listing, batch, report).files()))
+    manifest = Manifest(tuple(_Intake(listing, batch, report, guesses).files()))
     if batch is not None:
         batch.put_bytes(manifest.to_bytes())
     return manifest
 
 
 class _Intake:
-    def __init__(self, listing: FolderListing, batch: Batch | None, report: Done) -> None:
+    def __init__(self, listing: FolderListing, batch: Batch | None, report: Done, guesses: Guesses) -> None:
         self._listing = listing
         self._batch = batch
         self._report = report
+        self._guesses = guesses
         self._total = listing.size
         self._done = 0
 
@@ -66,7 +73,7 @@ class _Intake:
         content = Span(fd, 0, file.size)
         digest = _hash(content, digests.file_hasher())
         if self._batch is not None:
-            self._batch.put_file(content, digest)
+            self._batch.put_file(content, digest, small=file.size >= _SMALL_FILE)
         self._progress(file.size)
         return FileEntry(file.path, file.size, digest)
 
@@ -81,7 +88,7 @@ class _Intake:
         with ThreadPoolExecutor(_WORKERS) as pool:
             try:
                 whole = pool.submit(_hash, Span(fd, 0, file.size), digests.file_hasher())
-                for entry in pool.map(lambda slot: self._tensor(slot, fd), header.tensors):
+                for entry in pool.map(lambda slot: self._tensor(slot, fd, file.path), header.tensors):
                     tensors.append(entry)
                     self._progress(entry.size)
             except BaseException:
@@ -90,11 +97,12 @@ class _Intake:
                 raise
         return FileEntry(file.path, file.size, whole.result(), header.text, tuple(tensors))
 
-    def _tensor(self, slot: TensorSlot, fd: int) -> TensorEntry:
+    def _tensor(self, slot: TensorSlot, fd: int, file: str) -> TensorEntry:
         content = Span(fd, slot.start, slot.end - slot.start)
         digest = _hash(content, digests.tensor_hasher(slot.dtype, slot.shape))
         if self._batch is not None:
-            self._batch.put_tensor(slot.dtype, slot.shape, content, digest)
+            predictions = self._guesses.of(file, slot.name, slot.dtype, slot.shape)
+            self._batch.put_tensor(slot.dtype, slot.shape, content, digest, small=True, predictions=predictions)
         return TensorEntry(slot.name, slot.dtype, slot.shape, digest)
 
     def _progress(self, count: int) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from mreg.registry import safetensors_header
 from mreg.registry.digests import Digest
 from mreg.registry.files import disk_errors
-from mreg.registry.folder import look
+from mreg.registry.folder import FolderListing, look
 from mreg.registry.manifest import Manifest, TensorEntry
 from mreg.registry.objects import ObjectStore
 from mreg.registry.weights import Tensor, TensorChange, compare_tensors
@@ -30,6 +30,9 @@ class TensorSource(Protocol):
     def digest(self, name: str) -> Digest | None:
         """Its digest, when that is known without reading it."""
 
+    def layout(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Its dtype and shape, known without reading it."""
+
     def tensor(self, name: str) -> Tensor:
         """The tensor, mapped into memory and not verified. Its pages are freed with the last reference to it."""
 
@@ -38,7 +41,7 @@ class StoredTensors:
     """The tensors of a version in the store."""
 
     def __init__(self, manifest: Manifest, store: ObjectStore) -> None:
-        self._entries: Mapping[str, TensorEntry] = _named(
+        self._entries: Mapping[str, TensorEntry] = named(
             (file.path, tensor.name, tensor) for file in manifest.files for tensor in file.tensors
         )
         self._store = store
@@ -51,6 +54,11 @@ class StoredTensors:
         """The tensor's digest, from the manifest."""
         return self._entries[name].digest
 
+    def layout(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """The tensor's dtype and shape, from the manifest."""
+        entry = self._entries[name]
+        return entry.dtype, entry.shape
+
     def tensor(self, name: str) -> Tensor:
         """The tensor, from the store. Raises MissingObject or DamagedObject."""
         entry = self._entries[name]
@@ -58,17 +66,18 @@ class StoredTensors:
 
 
 class FolderTensors:
-    """The tensors of the safetensors files in a folder, or of one file."""
+    """The tensors of the safetensors files in a folder, or of one file, or of what was listed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | FolderListing) -> None:
+        listing = look(path, trust={"code", "pickle"}, follow_symlinks=True) if isinstance(path, Path) else path
         slots = []
-        for file in look(path, trust={"code", "pickle"}, follow_symlinks=True).files:
+        for file in listing.files:
             if file.path.endswith(".safetensors"):
                 with disk_errors(file.location), open(file.location, "rb") as content:
                     length = safetensors_header.header_length(content.read(8), file_size=file.size, file=file.path)
                     header = safetensors_header.parse(content.read(length), file_size=file.size, file=file.path)
                 slots += [(file.path, slot.name, (file.location, slot)) for slot in header.tensors]
-        self._slots = _named(slots)
+        self._slots = named(slots)
 
     def names(self) -> Iterable[str]:
         """Every tensor in the folder."""
@@ -77,6 +86,11 @@ class FolderTensors:
     def digest(self, name: str) -> Digest | None:  # noqa: ARG002 - a folder has none; the protocol asks
         """None: a folder's tensors have not been hashed."""
         return None
+
+    def layout(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """The tensor's dtype and shape, from the header of its file."""
+        _, slot = self._slots[name]
+        return slot.dtype, slot.shape
 
     def tensor(self, name: str) -> Tensor:
         """The tensor, mapped from its file."""
@@ -121,7 +135,8 @@ def compare(
     return WeightsChange(added, removed, tuple(changed), len(common) - len(changed))
 
 
-def _named(entries: Iterable[tuple[str, str, T]]) -> Mapping[str, T]:
+def named(entries: Iterable[tuple[str, str, T]]) -> Mapping[str, T]:
+    """Entries, each with the path of its file and the name of its tensor, by the names of `TensorSource`."""
     listed = list(entries)
     uses = Counter(name for _, name, _ in listed)
     return {(name if uses[name] == 1 else f"{path}:{name}"): entry for path, name, entry in listed}

@@ -20,6 +20,9 @@ Array = npt.NDArray[Any]
 RANK_LIMIT = 4096
 """The rank is computed up to this smaller dimension: beyond it the eigenvalues cost minutes."""
 
+SKETCHED_FROM = 1024
+"""From this smaller dimension on, a few random vectors are tried before all eigenvalues are computed."""
+
 _CHUNK = 1 << 18
 _finfo: Any = ml_dtypes.finfo
 _FLOATS: dict[str, Any] = {
@@ -71,8 +74,9 @@ class Tensor:
 class TensorChange:
     """How a tensor differs. What has no meaning is None: numbers of other shapes, a rank of a vector, an overflow.
 
-    `max_abs`, `mean_abs` and `rel_l2` = ‖a-b‖ / ‖a‖ are over the elements that are finite on both sides; `non_finite`
-    counts those where only one side is finite, or two different infinities meet. Two NaNs are equal.
+    `max_abs`, `mean_abs`, `max_rel` and `rel_l2` = ‖a-b‖ / ‖a‖ are over the elements that are finite on both sides;
+    `non_finite` counts those where only one side is finite, or two different infinities meet. Two NaNs are equal.
+    `max_rel` is the largest |a-b| / max(|a|, |b|) of an element, so that it is 2 at most.
     `changed_fraction` counts elements whose bits differ (whose value differs, when the dtypes do). `max_ulps` counts
     the representable numbers between the two. `rank` is explained at `delta_rank`.
     """
@@ -86,6 +90,7 @@ class TensorChange:
     changed_fraction: float | None = None
     non_finite: int = 0
     max_ulps: int | None = None
+    max_rel: float | None = None
     rank: int | None = None
 
     @property
@@ -120,7 +125,8 @@ def delta_rank(a: Array, b: Array) -> int | None:
     deviation s has a largest singular value of about s·(√m + √n). With s² = mean(ulp²)/12, the floor is twice that: 4
     means that four directions are stronger than rounding alone would make any. Directions weaker than that are lost,
     which in bf16 can be all of a gentle fine-tune. The floor is never below 1e-7 of the largest singular value, since
-    they are found as roots of the eigenvalues of the smaller Gram matrix in float64.
+    they are found as roots of the eigenvalues of the smaller Gram matrix in float64; of a large one a sketch is tried
+    first, which finds a few directions many times as quickly, and is not believed where it could be wrong.
     """
     rows, columns = a.shape
     if not 0 < min(rows, columns) <= RANK_LIMIT:
@@ -128,25 +134,41 @@ def delta_rank(a: Array, b: Array) -> int | None:
     if rows < columns:
         a, b = a.T, b.T
     tall, wide = a.shape
-    gram = np.zeros((wide, wide))
     squared_ulps = 0.0
-    step = max(1, _CHUNK // wide)
-    for start in range(0, tall, step):
-        x = a[start : start + step].astype(np.float64)
-        y = b[start : start + step].astype(np.float64)
-        delta = y - x
-        if not np.isfinite(delta).all():
+    for x, y in _bands(a, b):
+        if not np.isfinite(y - x).all():
             return None
-        gram += delta.T @ delta
         ulps = np.maximum(spacing(y, b.dtype), spacing(x, a.dtype) if a.dtype != b.dtype else 0)
         squared_ulps += float(np.sum(ulps**2))
-    values = np.sqrt(np.clip(np.linalg.eigvalsh(gram), 0, None))
     noise = math.sqrt(squared_ulps / (tall * wide) / 12) * (math.sqrt(tall) + math.sqrt(wide))
-    return int(np.sum(values > max(2 * noise, 1e-7 * values[-1])))
+
+    def floor(largest: float) -> float:
+        return max(2 * noise, 1e-7 * largest)
+
+    if wide >= SKETCHED_FROM:
+        from mreg.registry import range_finder
+
+        found = range_finder.count_above(lambda: (y - x for x, y in _bands(a, b)), wide, floor)
+        if found is not None:
+            return found
+    gram = np.zeros((wide, wide))
+    for x, y in _bands(a, b):
+        delta = y - x
+        # One matrix with itself: numpy then computes but half of the product.
+        gram += delta.T @ delta
+    values = np.sqrt(np.clip(np.linalg.eigvalsh(gram), 0, None))
+    return int(np.sum(values > floor(float(values[-1]))))
+
+
+def _bands(a: Array, b: Array) -> Iterator[tuple[Array, Array]]:
+    """The rows of two matrices in float64, a few at a time."""
+    step = max(1, _CHUNK // a.shape[1])
+    for start in range(0, a.shape[0], step):
+        yield a[start : start + step].astype(np.float64), b[start : start + step].astype(np.float64)
 
 
 def _measure(x: Array, y: Array, same_dtype: bool) -> dict[str, Any]:
-    largest = total = squares = reference = 0.0
+    largest = relative = total = squares = reference = 0.0
     changed = non_finite = ulps = finite = 0
     is_float = x.dtype.kind not in "iub"
     for a, b in _pairs(x, y):
@@ -166,7 +188,9 @@ def _measure(x: Array, y: Array, same_dtype: bool) -> dict[str, Any]:
             p = a.astype(np.float64)
             # The larger less the smaller, as unsigned numbers: exact where a subtraction of int64 would overflow.
             difference = _gap(a, b).astype(np.float64)
+            q = b.astype(np.float64)
         finite += p.size
+        relative = max(relative, _largest_ratio(difference, np.maximum(np.abs(p), np.abs(q))))
         largest = max(largest, float(difference.max(initial=0.0)))
         total += float(difference.sum())
         squares += float(np.dot(difference, difference))
@@ -178,7 +202,14 @@ def _measure(x: Array, y: Array, same_dtype: bool) -> dict[str, Any]:
         "changed_fraction": changed / x.size if x.size else 0.0,
         "non_finite": non_finite,
         "max_ulps": ulps if same_dtype else None,
+        "max_rel": _finite(relative),
     }
+
+
+def _largest_ratio(differences: Array, sizes: Array) -> float:
+    """The largest quotient where there is a difference; then no size is zero."""
+    apart = differences > 0
+    return float((differences[apart] / sizes[apart]).max(initial=0.0))
 
 
 def _finite(value: float) -> float | None:

@@ -10,12 +10,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mreg.registry import Registry
 from mreg.registry.events import Content, RunFailed, RunFinished
+from mreg.registry.objects import ObjectStore
+from mreg.registry.versions import Version
 
 from tests import histories
-from tests.strategies import TINY_MODEL, write_folder
+from tests.strategies import TINY_MODEL, MadeTensor, safetensors, write_folder
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -107,3 +110,40 @@ def test_the_page_says_what_the_code_says() -> None:
     )
 
     assert 0 == done.returncode, f"{done.stdout}{done.stderr}: run `make docs`"
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A registry in which one tensor is stored in planes and another as a residual."""
+    registry = Registry.init(tmp_path / "registry")
+    weights = np.random.default_rng(0).normal(0, 0.02, 4096).astype(np.float32)
+    tuned = np.where(np.arange(4096) % 5 == 0, np.nextafter(weights, 1), weights).astype(np.float32)
+    version: Version | None = None
+    for name, numbers in [("base", weights), ("tuned", tuned)]:
+        tensor = MadeTensor("w", "F32", (64, 64), numbers.tobytes())
+        folder = write_folder(tmp_path / name, {"config.json": b"{}", "model.safetensors": safetensors([tensor])})
+        if version is None:
+            version = registry.import_model(folder).version
+        else:
+            registry.record_version(folder, transform="my-sft", source=version)
+    encodings = [registry.store.envelope(digest).encoding for digest in registry.store.names()]
+    assert {"raw", "solo", "residual"} == set(encodings)
+    return registry.root
+
+
+def test_a_checker_decodes_what_is_stored_small(small: Path, check: Callable[[Path], list[str]]) -> None:
+    assert [] == check(small)
+
+
+def test_a_checker_finds_a_flipped_bit_in_what_is_stored_small(small: Path, check: Callable[[Path], list[str]]) -> None:
+    store = ObjectStore(small / "objects")
+    for digest in list(store.names()):
+        if store.envelope(digest).encoding == "raw":
+            continue
+        path = store.path(digest)
+        data = path.read_bytes()
+        for byte in range(0, len(data), max(1, len(data) // 40)):
+            path.chmod(0o644)
+            path.write_bytes(data[:byte] + bytes([data[byte] ^ 4]) + data[byte + 1 :])
+            assert any(digest in problem for problem in check(small)), byte
+        path.write_bytes(data)

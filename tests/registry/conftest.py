@@ -55,7 +55,12 @@ def run(job, params, report):
 
 
 TRANSFORM = Transform(
-    params=P, inputs=(Input("source", "a model"),), determinism="same-machine", version=1, run=run
+    params=P,
+    inputs=(Input("source", "a model"),),
+    determinism="same-machine",
+    version=1,
+    run=run,
+    datasets="optional",
 )
 '''
 
@@ -75,6 +80,21 @@ BODIES = {
     "relabel": "    from safetensors.torch import load_file, save_file\n\n    add(job, 1)\n"
     '    path = job.output / "model.safetensors"\n'
     '    save_file(load_file(path), path, {"at": str(time.time_ns())})\n    return {}',
+    # Its bits depend on what is installed.
+    "versioned": "    from importlib.metadata import version\n\n"
+    '    add(job, params.amount * int(version("compressed-tensors").partition(".")[0]))\n    return {}',
+    "fragile": '    add(job, 2)\n    if Path(os.environ["HOME"], "fragile").exists():\n'
+    '        raise ValueError("it broke")\n    return {}',
+    # It stops where a test wants it to, and does not go on by itself.
+    "pause": '    add(job, 3)\n    if Path(os.environ["HOME"], "pause").exists():\n        report(Progress(1, 2))\n'
+    "        time.sleep(3600)\n    return {}",
+    # Two datasets besides, the second never the same when the amount is negative.
+    "sample": "    add(job, params.amount)\n    job.made.mkdir()\n"
+    "    numbers = params.amount, count() * params.amount\n"
+    "    for name, number in zip('ab', (numbers[0], min(numbers))):\n"
+    '        (job.made / f\'{name}.jsonl\').write_text(\'{"n": %d}\\n{"by": "%s"}\\n\' % (number, name))\n'
+    "    return {}",
+    "read": "    add(job, sum(len(Path(one.path).read_text()) for one in job.datasets) / 64)\n    return {}",
     "grow": '    add(job, 1)\n    if Path(os.environ["HOME"], "grow").exists():\n'
     '        (job.output / "more.safetensors").write_bytes((job.output / "model.safetensors").read_bytes())\n'
     "    return {}",

@@ -87,6 +87,23 @@ def test_integers_are_measured(dtype: str):
     )
 
 
+@pytest.mark.parametrize(
+    ("dtype", "a", "b", "expected"),
+    [
+        ("F32", [4.0, 100.0], [5.0, 101.0], 0.2),
+        ("F32", [0.0], [1e-30], 1.0),
+        ("F32", [-1.0], [1.0], 2.0),
+        ("BF16", [0.0, 1.0], [-0.0, 1.0], 0.0),
+        ("F32", [np.nan, 1.0], [1.0, 2.0], 0.5),
+        ("I8", [-100, 0], [100, 0], 2.0),
+    ],
+)
+def test_the_largest_relative_distance_is_to_the_larger_of_the_two(
+    dtype: str, a: list[float], b: list[float], expected: float
+):
+    assert expected == change(dtype, a, b).max_rel
+
+
 def test_the_farthest_integers_do_not_overflow():
     ends = np.iinfo(np.int64)
 
