@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from mreg.registry.errors import MregError
 from mreg.registry.transform import Progress, Report
-from mreg.transforms._answers import Speaker, continuations, logits_at, padded, spell
+from mreg.transforms._answers import Speaker, continuations, padded, spell
 from mreg.transforms._facts import Fact
 from mreg.transforms._mlp import Memory, keys, shifted, values
+from mreg.transforms._tails import tails
 
 if TYPE_CHECKING:
     import torch
@@ -186,20 +187,21 @@ def _search(
     spelled = [spell(speaker.tokenizer, text + fact.prompt, fact.target) for text in before]
     places = [each.last_token(len(text) + fact.end) for each, text in zip(spelled, before, strict=True)]
     essence = spell(speaker.tokenizer, ESSENCE.format(fact.subject))
-    batch = padded(speaker, [*(each.ids for each in spelled), essence.ids])
     places.append(essence.last_token(len(fact.subject)))
-    there = values(speaker, module, batch)[0, places[0]].norm()
+    # Nothing before the subject's last token can change, so no step computes it.
+    after = tails(speaker, [*(each.ids for each in spelled), essence.ids], places)
+    there = values(speaker, module, padded(speaker, [spelled[0].ids]))[0, places[0]].norm()
     with torch.no_grad():
-        kept = logits_at(speaker, padded(speaker, [essence.ids]), [(0, len(essence.ids) - 1)])[0].log_softmax(-1)
+        kept = after.logits_at([(len(spelled), len(essence.ids) - 1)])[0].log_softmax(-1)
     said = [(row, place) for row, each in enumerate(spelled) for place in range(each.start, len(each.ids))]
     at = [*((row, place - 1) for row, place in said), (len(spelled), len(essence.ids) - 1)]
     wanted = torch.tensor([spelled[row].ids[place] for row, place in said], device=speaker.device)
     delta = torch.zeros_like(values(speaker, module, padded(speaker, [essence.ids]))[0, 0]).requires_grad_()
     optimizer = torch.optim.Adam([delta], lr=search.v_lr)
     told = float("inf")
-    with shifted(speaker, module, places, lambda: delta):
+    with shifted(speaker, module, [0] * len(places), lambda: delta):
         for step in range(search.v_num_grad_steps):
-            scores = logits_at(speaker, batch, at).log_softmax(-1)
+            scores = after.logits_at(at).log_softmax(-1)
             drift = (kept.exp() * (kept - scores[-1])).sum()
             # The target has as many tokens in every context: the mean over both is the mean over the contexts.
             loss = search.kl_factor * drift - scores[:-1].gather(1, wanted[:, None]).mean()

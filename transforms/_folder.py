@@ -17,16 +17,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mreg.registry.errors import Refused
+from mreg.registry.reversion import INDEX, STALE
 from mreg.registry.transform import Progress, Report
 
 if TYPE_CHECKING:
     import torch
 
 CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
-
-# Other forms of the weights that would no longer be true beside changed ones, and what a trainer leaves.
-STALE = {".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".pt", ".pth", ".tflite"}
 
 WIDTHS = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),

@@ -8,10 +8,10 @@ sums over a whole tensor (slerp, model stock) are made in float64 in an order th
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, Any
-
-from blake3 import blake3
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +128,8 @@ def combined(
     total = weighted[0]
     for vector in weighted[1:]:
         total = total + vector
-    divisor: Any = sum(weights)
+    # One after the other: `sum` gives other bits from Python 3.12 on.
+    divisor: Any = reduce(operator.add, weights)
     if elect:
         up = total >= 0
         # What is zero has no sign and agrees with nobody.
@@ -158,18 +159,11 @@ def largest(tensor: torch.Tensor, density: float) -> torch.Tensor:
 
 
 def drawn(seed: int, name: str, place: int, density: float, shape: Sequence[int]) -> torch.Tensor:
-    """Which elements stay, each with probability `density`, independently.
-
-    The stream of random numbers is BLAKE3 over seed, place of the model and name of the tensor, 32 bits an element: it
-    is the same with every version of every library, and for each tensor by itself.
-    """
-    import numpy
+    """Which elements stay, each with probability `density`, independently; the same with every version of torch."""
     import torch
+    from mreg.registry import evidence_merge
 
-    count = math.prod(shape)
-    stream = blake3(f"dare {seed} {place} {name}".encode()).digest(length=4 * count) if count else b""
-    stays = numpy.frombuffer(stream, dtype="<u4") < density * 2**32
-    return torch.from_numpy(stays).reshape(tuple(shape))
+    return torch.from_numpy(evidence_merge.drawn(seed, name, place, density, shape))
 
 
 def dot(first: torch.Tensor, other: torch.Tensor) -> float:

@@ -12,7 +12,7 @@ from mreg.registry.errors import Refused
 from mreg.registry.transform import Facts, Progress, Report
 from mreg.transforms import _metrics
 from mreg.transforms._architecture import SAFE, model_class
-from mreg.transforms._calibration import Array, Labels
+from mreg.transforms._confidence import Array, Labels
 
 if TYPE_CHECKING:
     import torch

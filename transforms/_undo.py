@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mreg.registry import digests
 from mreg.registry.digests import Digest
 from mreg.registry.errors import Refused
 from mreg.registry.recipe import Step
 from mreg.registry.transform import Facts, Job, Report
+from mreg.transforms._contents import tensors_of
 from mreg.transforms._folder import ModelFolder, Slot, copy_rest, rewrite
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ def undo(job: Job, report: Report) -> Facts:
         ModelFolder(job.path("edited")) as edited,
         ModelFolder(job.path("before")) as before,
     ):
-        were, are = _digests(before), _digests(edited)
+        were, are = tensors_of(before), tensors_of(edited)
         changed = [name for name in are if are[name] != were.get(name)]
-        now = _digests(source)
+        now = tensors_of(source)
         for name in changed:
             if now.get(name) != are[name]:
                 raise Refused(
@@ -71,7 +72,7 @@ def undo(job: Job, report: Report) -> Facts:
             rewrite(source, job.output, lambda slot: [slot], make, report)
         expected = {**now, **{name: were[name] for name in changed}}
         with ModelFolder(job.output) as output:
-            got = _digests(output)
+            got = tensors_of(output)
         assert got == expected, "what was written is not what was there before"
     return {
         "restored": {name: got[name][2] for name in changed},
@@ -80,17 +81,3 @@ def undo(job: Job, report: Report) -> Facts:
         "weights_before_edit": digests.of_weights((name, *rest) for name, rest in were.items()),
         "gone": got == were if is_edited else all(got[name] == were[name] for name in changed),
     }
-
-
-def _digests(folder: ModelFolder) -> dict[str, tuple[str, tuple[int, ...], Digest]]:
-    """For every tensor: dtype, shape and digest."""
-    return {name: (slot.dtype, slot.shape, _digest(folder, slot)) for name, slot in folder.slots.items()}
-
-
-def _digest(folder: ModelFolder, slot: Slot) -> Digest:
-    import torch
-
-    hasher = digests.tensor_hasher(slot.dtype, slot.shape)
-    raw: Any = folder.tensor(slot.name).contiguous().reshape(-1).view(torch.uint8).numpy()
-    hasher.update(memoryview(raw))
-    return Digest(hasher.hexdigest())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from mreg.registry.errors import Refused
@@ -12,6 +12,8 @@ from mreg.transforms._folder import FLOATS, ModelFolder, Slot, change_config, co
 
 if TYPE_CHECKING:
     import torch
+    from mreg.registry.claim import Made
+    from mreg.registry.prediction import Prediction
 
 NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -70,6 +72,17 @@ def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     return {**config, **said, **parts}
 
 
+def predict(params: CastParams, made: Made) -> Iterable[tuple[str, Prediction]]:
+    """Every tensor that has another dtype than before."""
+    from mreg.transforms._predicting import prediction, shared
+
+    del params
+    source = made.inputs["source"][0]
+    for name in shared(made.output, [source], known=FLOATS):
+        if source.layout(name) != made.output.layout(name):
+            yield name, prediction("cast", [(source, name)], {})
+
+
 TRANSFORM = Transform(
     params=CastParams,
     inputs=(Input("source", "the model to cast"),),
@@ -77,4 +90,5 @@ TRANSFORM = Transform(
     version=1,
     run=run,
     check=check,
+    predict=predict,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mreg.registry.curves import facts_of as curve_facts
@@ -17,6 +17,8 @@ from pydantic import Field, model_validator
 
 if TYPE_CHECKING:
     import torch
+    from mreg.registry.claim import Made
+    from mreg.registry.prediction import Prediction
     from mreg.transforms._answers import Speaker
 
 DEPTH = {"rome": 0.18, "memit": 0.3, "constrained": 0.3}
@@ -243,6 +245,13 @@ def _before(params: EditParams, steps: Sequence[Step]) -> str | None:
     return dict(_undo.last_edit(steps).inputs)["source"] if params.undo else None
 
 
+def predict(params: EditParams, made: Made) -> Iterable[tuple[str, Prediction]]:
+    """What rome and memit add has few directions; what is taken back is there already."""
+    from mreg.transforms._predict_edit import predictions
+
+    return predictions(made) if params.method in ("rome", "memit") and not params.undo else ()
+
+
 TRANSFORM = Transform(
     params=EditParams,
     inputs=(
@@ -251,8 +260,9 @@ TRANSFORM = Transform(
         Input("before", "the version that it was made from", derived=True, optional=True, trace=_before),
     ),
     determinism="same-machine",
-    version=1,
+    version=2,
     run=run,
     datasets="optional",
     check=check,
+    predict=predict,
 )

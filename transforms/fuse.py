@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from mreg.transforms._folder import ModelFolder, Slot, copy_rest, rewrite
 
 if TYPE_CHECKING:
     import torch
+    from mreg.registry.claim import Made
+    from mreg.registry.prediction import Prediction
 
 # They add tokens or modules beside the weights, so there is nothing to add to the weights.
 APART = {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"}
@@ -135,6 +137,14 @@ def _by_layer_kind(names: list[str]) -> dict[str, int]:
     return dict(Counter(Path(name.replace(".", "/")).parent.name for name in names))
 
 
+def predict(params: FuseParams, made: Made) -> Iterable[tuple[str, Prediction]]:
+    """LoRA with all its patterns, DoRA and IA3; where PEFT did it, in the order of PEFT, some last bits may differ."""
+    from mreg.transforms._predict_adapter import predictions
+
+    del params
+    return predictions(made)
+
+
 TRANSFORM = Transform(
     params=FuseParams,
     inputs=(
@@ -145,4 +155,5 @@ TRANSFORM = Transform(
     version=1,
     run=run,
     check=check,
+    predict=predict,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,8 @@ from pydantic import Field, create_model
 
 if TYPE_CHECKING:
     import torch
+    from mreg.registry.claim import Made
+    from mreg.registry.prediction import Prediction
 
 # With equal tensor shapes, these still say that two models compute different things.
 SAME = ("model_type", "architectures", "num_attention_heads", "num_key_value_heads", "hidden_act")
@@ -230,6 +232,15 @@ def merged(
     return _merging.dare(base, tensors, weights, densities, scale, mask, elect=elect, normalize=normalize)
 
 
+def predict(params: _MergeParams, made: Made) -> Iterable[tuple[str, Prediction]]:
+    """Every method but mergekit's, whose arithmetic is its own; stacked layers are stored once as it is."""
+    from mreg.transforms._predict_merge import predictions
+
+    if params.method in ("mergekit", "passthrough"):
+        return ()
+    return predictions(settings(params, 1 + len(made.inputs.get("others", ())), base="base" in made.inputs), made)
+
+
 def surroundings(params: _MergeParams) -> dict[str, Any]:
     """The version of mergekit, where it does the work."""
     from importlib.metadata import version
@@ -251,4 +262,5 @@ TRANSFORM = Transform(
     check=check,
     surroundings=surroundings,
     adopt=adopt,
+    predict=predict,
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from mreg.registry.errors import Refused
 from mreg.registry.transform import BadParams, Determinism, Facts, Input, Job, Material, Params, Report, Rows, Transform
@@ -17,6 +17,10 @@ from mreg.transforms._sparse import Pattern, divides
 from mreg.transforms._structured import TRANSPOSED, Structure, plan_of
 from mreg.transforms._thinning import CALIBRATED, thin_out
 from pydantic import Field, model_validator
+
+if TYPE_CHECKING:
+    from mreg.registry.claim import Made
+    from mreg.registry.prediction import Prediction
 
 
 class PruneParams(Params):
@@ -178,6 +182,13 @@ def promise(params: PruneParams) -> Determinism:
     return "same-machine" if params.reads_data else "exact"
 
 
+def predict(params: PruneParams, made: Made) -> Iterable[tuple[str, Prediction]]:
+    """Zeros below a magnitude, and parts that were left as they are; what data decided on cannot be told."""
+    from mreg.transforms._predict_prune import predictions
+
+    return predictions(params, made)
+
+
 TRANSFORM = Transform(
     params=PruneParams,
     inputs=(Input("source", "the model to prune"),),
@@ -187,4 +198,5 @@ TRANSFORM = Transform(
     run=run,
     check=check,
     promise=promise,
+    predict=predict,
 )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from mreg.registry.transform import BadParams, Facts, Input, Job, Material, Params, Report, Rows, Transform
-from mreg.transforms import _calibrated, _check, _gguf
+from mreg.transforms import _activation_aware, _check, _gguf
 from mreg.transforms._activations import check_samples, read_samples
 from mreg.transforms._architecture import Linears, linear_layers
 from mreg.transforms._compressed import Format, store, told
@@ -16,6 +16,8 @@ from pydantic import Field, model_validator
 
 if TYPE_CHECKING:
     import torch
+    from mreg.registry.claim import Made
+    from mreg.registry.prediction import Prediction
 
 Method = Literal["int8", "int4", "gptq", "awq", "smoothquant", "fp8", "dynamic-int8", "gguf"]
 
@@ -128,7 +130,7 @@ def check(params: QuantizeParams, materials: tuple[Material, ...], rows: tuple[R
         assert params.num_calibration_samples is not None, "a default of the method"
         _check.causal_model(source)
         if params.method != "gptq":
-            _calibrated.check_smoothed(source, params.method)
+            _activation_aware.check_smoothed(source, params.method)
         check_samples(source, rows, params.num_calibration_samples)
         _check.needs("llmcompressor", "compress", params.method)
 
@@ -184,10 +186,10 @@ def _calibrate(
     assert params.max_seq_length is not None, "a default of the method"
     config = source.config
     samples = read_samples(job, params.num_calibration_samples, params.max_seq_length, config)
-    names = _calibrated.Settings.__dataclass_fields__
-    settings = _calibrated.Settings(**params.model_dump(include=set(names), exclude_none=True))
+    names = _activation_aware.Settings.__dataclass_fields__
+    settings = _activation_aware.Settings(**params.model_dump(include=set(names), exclude_none=True))
     dtype = source.tensor(min(linears.weights)).dtype
-    found = _calibrated.calibrate(job, config, linears, params.stored, dtype, samples, report, settings)
+    found = _activation_aware.calibrate(job, config, linears, params.stored, dtype, samples, report, settings)
 
     def exact(name: str) -> torch.Tensor:
         # GPTQ leaves rounded weights behind, the others weights that are scaled and not yet rounded.
@@ -200,7 +202,7 @@ def _calibrate(
         scaled = found.tensors.get(slot.name)
         return tensor if scaled is None or torch.equal(scaled, tensor.float()) else scaled.to(tensor.dtype)
 
-    outputs = _calibrated.output_errors(found, linears, exact, samples, report)
+    outputs = _activation_aware.output_errors(found, linears, exact, samples, report)
     errors = store(
         source,
         job.output,
@@ -221,6 +223,13 @@ def _calibrate(
     return errors, facts
 
 
+def predict(params: QuantizeParams, made: Made) -> Iterable[tuple[str, Prediction]]:
+    """Round-to-nearest as it is stored by compressed-tensors; what data decided on cannot be told."""
+    from mreg.transforms._predict_quantize import predictions
+
+    return () if params.method in (*CALIBRATED, "gguf") else predictions(made)
+
+
 TRANSFORM = Transform(
     params=QuantizeParams,
     inputs=(Input("source", "the model to quantize"),),
@@ -230,4 +239,5 @@ TRANSFORM = Transform(
     version=1,
     run=run,
     check=check,
+    predict=predict,
 )
