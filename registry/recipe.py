@@ -46,11 +46,16 @@ class Step:
 
 
 def chain(
-    target: Digest, step_of: Callable[[Digest], Step], *, stop: Callable[[Step], bool] = lambda _: False
+    target: Digest,
+    step_of: Callable[[Digest], Step],
+    *,
+    stop: Callable[[Step], bool] = lambda _: False,
+    besides: Callable[[Step], Sequence[Digest]] = lambda _: (),
 ) -> list[Step]:
     """Every step on the way to `target`, each after its inputs, the target's last.
 
-    Ancestors for which `stop` holds are listed but not looked behind.
+    Ancestors for which `stop` holds are listed but not looked behind. `besides` gives what a step comes after, besides
+    its inputs.
     """
     done: dict[Digest, Step] = {}
     waiting = [(target, False)]
@@ -63,6 +68,7 @@ def chain(
             done[digest] = step
             continue
         waiting.append((digest, True))
+        waiting.extend((before, False) for before in reversed(besides(step)))
         waiting.extend((parent, False) for _, parent in reversed(step.inputs))
     return list(done.values())
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mreg.registry.events import Content, StepJudged
 
@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from mreg.registry.weight_sources import WeightsChange
 
 Verdict = Literal["bytes", "tensors", "close", "different", "failed", "not-attempted"]
+
+N = TypeVar("N", int, float)
+
+MOST_ULPS = 1 << 53
+"""From here on JSON does not carry a whole number exactly; a distance that large says nothing more."""
 
 ORDER: tuple[Verdict, ...] = ("bytes", "tensors", "close", "different", "failed", "not-attempted")
 """From strongest to weakest."""
@@ -34,12 +39,15 @@ def same(recorded: Content | Any, again: Content) -> Verdict | None:
     return "tensors" if again.weights == recorded.weights else None
 
 
-def judge(change: WeightsChange, tolerance: float) -> dict[str, Any]:
+def judge(change: WeightsChange, tolerance: float, order: Sequence[str] = ()) -> dict[str, Any]:
     """The verdict on weights that differ, with the numbers that decide: the fields of a StepJudged.
 
     `close` means the same tensors with the same shapes and dtypes, every one within a relative L2 distance of
-    `tolerance`, and nothing infinite or NaN that was not so before.
+    `tolerance`, and nothing infinite or NaN that was not so before. `order` has the names of the recorded tensors as
+    the manifest lists them.
     """
+    if not (change.changed or change.added or change.removed):
+        return {"verdict": "different", "reason": "its weights differ in files whose tensors are not told apart"}
     within = all(
         tensor.dtype[0] == tensor.dtype[1]
         and tensor.rel_l2 is not None
@@ -53,13 +61,35 @@ def judge(change: WeightsChange, tolerance: float) -> dict[str, Any]:
         "verdict": "close" if within and same_names else "different",
         "reason": reason,
         "changed_tensors": len(change.changed),
+        "first_tensor": _first(change, order),
     }
     if change.changed:
         # What cannot be compared is farthest.
         worst = max(change.changed, key=lambda tensor: math.inf if tensor.rel_l2 is None else tensor.rel_l2)
-        largest = max((tensor.max_abs for tensor in change.changed if tensor.max_abs is not None), default=None)
-        judged |= {"max_abs": largest, "rel_l2": worst.rel_l2, "worst_tensor": worst.name}
+        ulps = _largest(tensor.max_ulps for tensor in change.changed)
+        judged |= {
+            "max_abs": _largest(tensor.max_abs for tensor in change.changed),
+            "max_rel": _largest(tensor.max_rel for tensor in change.changed),
+            "max_ulps": ulps if ulps is not None and ulps < MOST_ULPS else None,
+            "rel_l2": worst.rel_l2,
+            "worst_tensor": worst.name,
+        }
     return judged
+
+
+def _first(change: WeightsChange, order: Sequence[str]) -> str | None:
+    """The first tensor that differs or is gone; where there is none, the first that came."""
+    apart = {tensor.name for tensor in change.changed} | set(change.removed)
+    return next(iter([*(name for name in order if name in apart), *sorted(apart), *change.added]), None)
+
+
+def _largest(values: Iterable[N | None]) -> N | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def diverges(verdict: str) -> bool:
+    """Whether what came out is not, bit for bit, what later steps once worked on."""
+    return verdict not in ("bytes", "tensors")
 
 
 def differences(recorded: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:

@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from mreg.registry import code_state
+from mreg.registry import code_restoring, code_state
 from mreg.registry.errors import MregError, Refused
 from mreg.registry.folder import TRAINERS_LEAVE
 from mreg.registry.transform import Facts, Input, Job, Material, Params, Progress, Report, Rows, Transform
@@ -73,6 +73,18 @@ def check(params: CommandParams, materials: tuple[Material, ...], rows: tuple[Ro
 def surroundings(params: CommandParams) -> dict[str, Any]:
     """The state of the code now, which a replay compares with that of the run."""
     return {"code": code_state.look(Path(params.cwd), params.command).described()} if params.cwd else {}
+
+
+def restore(params: CommandParams, folder: Path | None) -> tuple[CommandParams, str]:
+    """The command in a copy of the code that it was recorded with. Raises Refused where there is none any more."""
+    if not params.cwd:
+        return params, ""
+    state = code_state.CodeState(Path(params.cwd), params.commit, params.diff, params.files)
+    place = code_restoring.restore(state, params.command, folder)
+    if not params.commit:
+        return params, f"in {params.cwd} as it is now, which is in no git commit"
+    changes = " with the changes that were not committed" if params.diff else ""
+    return params.model_copy(update={"cwd": str(place)}), f"in a checkout of commit {params.commit[:12]}{changes}"
 
 
 def run(job: Job, params: CommandParams, report: Report) -> Facts:
@@ -180,4 +192,5 @@ TRANSFORM = Transform(
     run=run,
     check=check,
     surroundings=surroundings,
+    restore=restore,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from mreg.registry.verdict import ORDER, differences, is_reproduced, judge, same, weakest
+from mreg.registry.verdict import MOST_ULPS, ORDER, differences, diverges, is_reproduced, judge, same, weakest
 from mreg.registry.weight_sources import WeightsChange
 from mreg.registry.weights import TensorChange
 
@@ -36,7 +36,10 @@ def test_weights_within_the_tolerance_are_close_and_the_worst_is_named():
         "verdict": "close",
         "reason": "",
         "changed_tensors": 2,
+        "first_tensor": "a",
         "max_abs": 0.1,
+        "max_rel": None,
+        "max_ulps": None,
         "rel_l2": 1e-3,
         "worst_tensor": "b",
     } == judged
@@ -56,6 +59,46 @@ def test_weights_within_the_tolerance_are_close_and_the_worst_is_named():
 )
 def test_anything_else_is_different(weights: WeightsChange):
     assert "different" == judge(weights, 1e-3)["verdict"]
+
+
+def test_the_first_tensor_is_that_of_the_manifest_and_the_largest_distances_may_lie_elsewhere():
+    weights = change(
+        changed("a", rel_l2=0.5, max_rel=0.25, max_ulps=3), changed("c", rel_l2=0.25, max_rel=2.0, max_ulps=9)
+    )
+
+    judged = judge(weights, 1e-3, ("z", "c", "b", "a"))
+
+    assert ("c", "a") == (judged["first_tensor"], judged["worst_tensor"])
+    assert (2.0, 9) == (judged["max_rel"], judged["max_ulps"])
+
+
+@pytest.mark.parametrize(
+    ("weights", "first"),
+    [
+        (change(changed("b"), removed=("a",)), "a"),
+        (change(changed("b"), added=("a",)), "b"),
+        (change(added=("e", "f")), "e"),
+    ],
+)
+def test_a_tensor_that_is_gone_differs_too_and_one_that_came_is_named_where_there_is_no_other(
+    weights: WeightsChange, first: str
+):
+    assert first == judge(weights, 1e-3, ("a", "b"))["first_tensor"]
+
+
+def test_a_distance_that_json_cannot_carry_is_left_out():
+    assert judge(change(changed("a", max_ulps=MOST_ULPS), changed("b", max_ulps=3)), 1)["max_ulps"] is None
+
+
+def test_weights_that_differ_where_no_tensor_does_are_different():
+    judged = judge(change(), 1.0)
+
+    assert "different" == judged["verdict"]
+    assert "not told apart" in judged["reason"]
+
+
+def test_only_the_same_bits_do_not_diverge():
+    assert ["close", "different", "failed", "not-attempted"] == [verdict for verdict in ORDER if diverges(verdict)]
 
 
 def test_tensors_that_came_and_went_are_counted():
