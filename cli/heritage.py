@@ -34,8 +34,9 @@ MEANINGS = {
 def heritage(call: Call, folder: Path) -> int:
     """Tell where a model of unknown origin came from: one of our versions, or what was made from one.
 
-    Digests decide first, then the distance of the weights: a cast, a pruned or quantized copy, an adapter that was
-    fused, an edit, a fine-tune, a merge of two. Nothing is stored. Exits with 1 when nothing of ours is near.
+    Digests decide first, then the distance of the weights: a cast, a pruned or quantized copy, also as GGUF, an adapter
+    that was fused, an edit, a fine-tune, a merge of two or a stack of layers. Nothing is stored. Exits with 1 when
+    nothing of ours is near.
     """
     with call.open() as registry, progress.of_items("comparing") as report:
         found = registry.heritage(folder, report=report)
@@ -44,9 +45,12 @@ def heritage(call: Call, folder: Path) -> int:
             {
                 "digest": found.digest,
                 "weights": found.weights,
+                "compared": found.measured,
+                "of": found.versions,
                 "origins": [
                     {
                         "versions": [version.name for version in origin.versions],
+                        "digests": [version.digest for version in origin.versions],
                         "kind": origin.kind,
                         "distance": origin.distance,
                         "shared_tensors": origin.shared,

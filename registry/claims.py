@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from mreg.registry.claim import Claim, Made, Verdict
-from mreg.registry.claims_delta import adapter_fits, edit, fuse
-from mreg.registry.claims_exact import cast, merge
+from mreg.registry.claims_adapter import adapter_fits, extract
+from mreg.registry.claims_calibrate import calibrate
+from mreg.registry.claims_delta import edit, fuse
+from mreg.registry.claims_exact import cast
 from mreg.registry.claims_grid import quantize
+from mreg.registry.claims_merge import merge
+from mreg.registry.claims_revert import revert
 from mreg.registry.claims_sparse import prune
-from mreg.registry.claims_training import trained
+from mreg.registry.claims_training import distilled, rewarded, trained
 
 STRENGTH: tuple[Verdict, ...] = ("contradicted", "not-checkable", "consistent", "proved")
 """The first of these that a step's claims have is the step's."""
@@ -19,7 +23,7 @@ Check = Callable[[Made], Iterator[Claim]]
 
 def check(made: Made) -> list[Claim]:
     """Every claim of a step that can be told from weights; at least one."""
-    if made.is_adapter:
+    if made.is_adapter and made.transform != "extract":
         return list(adapter_fits(made))
     how = CHECKS.get(made.transform, _nothing_known)
     return list(how(made))
@@ -41,5 +45,10 @@ CHECKS: dict[str, Check] = {
     "merge": merge,
     "fuse": fuse,
     "edit": edit,
+    "extract": extract,
+    "calibrate": calibrate,
+    "reward": rewarded,
+    "distill": distilled,
+    "revert": revert,
     **dict.fromkeys(("finetune", "instruct", "adapt", "prefer", "reinforce", "constitute"), trained),
 }

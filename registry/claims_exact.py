@@ -1,4 +1,4 @@
-"""Claims that can be computed again exactly: a cast, and a linear merge."""
+"""Claims that can be computed again exactly: a cast, and the verdict on whatever else is."""
 
 from __future__ import annotations
 
@@ -27,46 +27,6 @@ def cast(made: Made) -> Iterator[Claim]:
             yield Claim(what, "contradicted", f"{name} is not")
             return
     yield Claim(what, "proved", f"all {len(names)} tensors, bit for bit")
-
-
-def merge(made: Made) -> Iterator[Claim]:
-    """A linear merge and task arithmetic are sums: they are computed again, in float64, and judged within rounding."""
-    method = made.params.get("method", "linear")
-    parents = [*made.inputs["source"], *made.inputs.get("others", ())]
-    if method not in ("linear", "task-arithmetic"):
-        yield Claim(f"a {method} merge of {len(parents)}", "not-checkable", "replay it: only sums are checked here")
-        return
-    weights = [float(one) for one in made.params.get("weights") or [1.0] * len(parents)]
-    what = f"a {method} merge of its parents: " + " + ".join(f"{one:.3g}" for one in weights)
-    if len(weights) != len(parents):
-        yield Claim(what, "contradicted", f"there are {len(parents)} parents")
-        return
-    normalize = made.params.get("normalize")
-    if (total := sum(weights)) and (method == "linear" if normalize is None else normalize):
-        weights = [one / total for one in weights]
-    if method == "task-arithmetic":
-        if "base" not in made.inputs:
-            yield Claim(what, "not-checkable", "the record does not say on which base")
-            return
-        weights = [one * float(made.params.get("lambda", 1.0)) for one in weights]
-        parents, weights = [*made.inputs["base"], *parents], [1 - sum(weights), *weights]
-    names, missing = common(made.source, made.output)
-    lacking = [name for name in names if any(name not in set(one.names()) for one in parents)]
-    if missing or lacking:
-        yield Claim(what, "contradicted", missing or f"a parent has no {lacking[0]}")
-        return
-    worst, where = 0.0, names[0]
-    for name in names:
-        tensors, after = [one.tensor(name) for one in parents], made.output.tensor(name)
-        if not evidence.is_float(after):
-            continue
-        if any(one.shape != after.shape for one in tensors):
-            yield Claim(what, "contradicted", f"{name} has another shape in a parent")
-            return
-        exact, lost = evidence.weighted_sum(tensors, weights)
-        if (excess := evidence.worst_excess(after, exact, lost)) > worst:
-            worst, where = excess, name
-    yield computed(what, worst, where, steps=len(parents))
 
 
 def computed(what: str, worst: float, where: str, *, steps: int) -> Claim:

@@ -6,6 +6,7 @@ Every function works over the whole of one tensor and never over a model, so tha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -13,7 +14,15 @@ import numpy as np
 import numpy.typing as npt
 from mreg.registry.weights import Array, Tensor, same_bytes, spacing
 
+ROUNDS = 4
+"""Of least squares, when rows and columns are scaled in turn."""
+
+POWERS = 6
+"""Times that a matrix is applied to a few vectors to find its largest singular value."""
+
 Floats = npt.NDArray[np.float64]
+
+_finfo: Any = ml_dtypes.finfo
 
 DTYPES: dict[str, Any] = {
     "F64": np.float64,
@@ -27,6 +36,11 @@ DTYPES: dict[str, Any] = {
 
 FP32_ROUNDING = 2.0**-23
 """The relative error of one operation in float32, twice over."""
+
+
+def largest(dtype: Any) -> float:
+    """The largest finite number of a dtype."""
+    return float(_finfo(dtype).max)
 
 
 def numbers(tensor: Tensor) -> Floats:
@@ -82,6 +96,12 @@ def with_low_rank(base: Tensor, b: Tensor, a: Tensor, scale: float) -> tuple[Flo
     return weight + scale * (left @ right), lost * FP32_ROUNDING * (1 + right.shape[0])
 
 
+def turned(matrix: Tensor) -> Tensor:
+    """The same matrix with rows and columns changed over."""
+    array = np.ascontiguousarray(matrix.array().T)
+    return Tensor(matrix.dtype, array.shape, memoryview(array.tobytes()))
+
+
 def survivors_changed(source: Tensor, output: Tensor) -> int:
     """How many elements that are not zero are not what they were, bit for bit."""
     before, after = source.array(), output.array()
@@ -123,20 +143,76 @@ def unpacked(packed: Tensor, bits: int, columns: int) -> npt.NDArray[np.int32]:
     return integers - np.int32(2 ** (bits - 1))
 
 
-def off_grid(weight: Tensor, integers: Array, scale: Tensor, zero_point: Array | None, low: int, high: int) -> float:
-    """The fraction of weights that are not stored as the nearest point of the grid that their scale spans.
-
-    A weight half-way between two points, as far as float32 can tell, may go to either.
-    """
-    exact = numbers(weight)
-    rows, columns = exact.shape
-    scales = np.repeat(numbers(scale), columns // scale.shape[1], axis=1)
-    offset = np.zeros(1) if zero_point is None else np.repeat(zero_point, columns // zero_point.shape[1], axis=1)
-    place = np.clip(exact / scales + offset, low, high)
-    return float(np.sum(np.abs(place - integers) > 0.5 + 2e-3) / (rows * columns))
-
-
 def rounding_error(weight: Tensor, restored: Floats) -> float:
     """`‖restored - weight‖ / ‖weight‖`."""
+    return distance(numbers(weight), restored)
+
+
+def distance(exact: Floats, other: Floats) -> float:
+    """`‖other - exact‖ / ‖exact‖`."""
+    return length(other - exact) / max(length(exact), 1e-300)
+
+
+def length(numbers: Floats) -> float:
+    """The L2 norm."""
+    return float(np.sqrt(np.sum(np.square(numbers))))
+
+
+@dataclass(frozen=True)
+class Captured:
+    """How `B·A` lies in a difference D, relatively.
+
+    `size` is ‖D‖². `beside` is how far B·A is from the part of D that lies in the columns of B, and `larger_left` the
+    largest singular value of D - B·A over the smallest of B·A: up to 1 where those of the largest values were taken.
+    """
+
+    size: float
+    beside: float
+    larger_left: float
+
+
+def captured(delta: Floats, b: Floats, a: Floats) -> Captured:
+    """What of a difference is held by factors. Power iterations tell the largest singular value of the rest, from
+    below."""
+    size = float(np.linalg.norm(delta))
+    kept = np.abs(b).max(axis=0, initial=0.0) > 0
+    left, right = b[:, kept], a[kept]
+    if not left.size or not size:
+        return Captured(size**2, 0.0 if not size and not left.size else 1.0, 0.0)
+    basis, triangle = np.linalg.qr(left)
+    product = left @ right
+    beside = float(np.linalg.norm(product - basis @ (basis.T @ delta))) / size
+    smallest = float(np.linalg.svd(triangle @ right, compute_uv=False)[left.shape[1] - 1])
+    rest = delta - product
+    vector = np.random.default_rng(0).normal(size=(rest.shape[1], 4))
+    for _ in range(POWERS):
+        vector, _ = np.linalg.qr(rest.T @ (rest @ vector))
+    largest_left = float(np.linalg.norm(rest @ vector, axis=0).max(initial=0.0))
+    return Captured(size**2, beside, largest_left / max(smallest, 1e-300))
+
+
+def step_error(step: Floats, restored: Floats) -> float:
+    """The relative error that rounding to the nearest of points `step` apart makes on average: `step / √12` each."""
+    size = max(float(np.linalg.norm(restored)), 1e-300)
+    return float(np.sqrt(np.sum(np.broadcast_to(step, restored.shape) ** 2) / 12)) / size
+
+
+def rescaled(weight: Tensor, restored: Floats) -> tuple[float, Floats]:
+    """How far `restored` is from the weight with each row and each column scaled as fits best, relatively to itself;
+    and those scales of the columns.
+
+    Least squares for the columns and for the rows in turn, which settle within a few rounds.
+    """
     exact = numbers(weight)
-    return float(np.linalg.norm(restored - exact) / max(float(np.linalg.norm(exact)), 1e-300))
+    rows, columns = np.ones((exact.shape[0], 1)), np.ones((1, exact.shape[1]))
+    for _ in range(ROUNDS):
+        given = exact * rows
+        columns = _ratio(np.sum(restored * given, axis=0, keepdims=True), np.sum(given**2, axis=0, keepdims=True))
+        given = exact * columns
+        rows = _ratio(np.sum(restored * given, axis=1, keepdims=True), np.sum(given**2, axis=1, keepdims=True))
+    return distance(restored, exact * rows * columns), columns.reshape(-1)
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    result: Floats = np.divide(above, below, out=np.ones_like(above), where=below > 0)
+    return result

@@ -1,53 +1,43 @@
-"""Heritage: which of our versions a model of unknown origin came from, with the evidence."""
+"""Heritage: which of our versions a model of unknown origin came from, ranked, with the evidence.
+
+Digests of tensors come first: they are known of every version and cost nothing. Of what they leave open, one piece of a
+few tensors of each version is read, and only the versions that are nearest there are looked at whole.
+"""
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mreg.registry import kinship
-from mreg.registry.evidence import same_bits
-from mreg.registry.folder import look
-from mreg.registry.importing import take_in
+from mreg.registry.adapters import Part, parts_of
+from mreg.registry.digests import Digest
+from mreg.registry.folder import FolderListing, look
+from mreg.registry.heritage_search import Origin, Search
+from mreg.registry.intake import store_folder
 from mreg.registry.manifest import Manifest
 from mreg.registry.versions import Version
-from mreg.registry.weight_sources import FolderTensors, StoredTensors
+from mreg.registry.weight_sources import FolderTensors, TensorSource, named
+from mreg.registry.weights import Tensor
 
 if TYPE_CHECKING:
     from mreg.registry.registry import Registry
 
-MOST_MEASURED = 12
-"""Versions that are held against the model as numbers; those that share most tensors and shapes with it."""
-
-PAIRS_OF = 5
-"""Of so many nearest versions every two are tried as the parents of a merge."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """One answer: the version, or the two of a merge, how the model could have come from it, and what says so.
-
-    `shared` is the fraction of the model's tensors that the version has, bit for bit.
-    """
-
-    versions: tuple[Version, ...]
-    kind: str
-    distance: float
-    shared: float
-    evidence: str
-
 
 @dataclass(frozen=True)
 class Heritage:
-    """What could be told of a model, the likeliest first. `digest` and `weights` are what it would be imported as."""
+    """What could be told of a model, the likeliest first. `digest` and `weights` are what it would be imported as.
+
+    `measured` counts the versions that were held against it whole, of `versions` that there are.
+    """
 
     digest: str
     weights: str
     origins: tuple[Origin, ...]
+    measured: int = 0
+    versions: int = 0
 
 
 def heritage(registry: Registry, folder: Path, *, report: Callable[[int, int], None]) -> Heritage:
@@ -56,87 +46,82 @@ def heritage(registry: Registry, folder: Path, *, report: Callable[[int, int], N
     Nothing is stored or recorded. Raises what is wrong with the folder.
     """
     listing = look(folder, trust={"code", "pickle"}, follow_symlinks=True)
-    content = take_in(listing, None, lambda done, total: None)
+    manifest = store_folder(listing, None)
     versions = registry.versions()
-    for version in versions:
-        if version.weights == content.weights:
-            same = version.digest == content.digest
-            kind = "identical" if same else "same-weights"
-            said = "every file, byte for byte" if same else "the same weights, in other files or beside other files"
-            return Heritage(content.digest, content.weights, (Origin((version,), kind, 0.0, 1.0, said),))
-    model = FolderTensors(folder)
-    adapter = folder / "adapter_config.json"
-    if adapter.exists():
-        origins = _bases(registry, versions, model, json.loads(adapter.read_text(encoding="utf-8")))
+    digest, weights = manifest.version_digest, manifest.weights_digest
+    equal = [version for version in versions if version.weights == weights]
+    if equal:
+        found = sorted((_equal(version, digest) for version in equal), key=lambda origin: origin.kind != "identical")
+        return Heritage(digest, weights, tuple(found), 0, len(versions))
+    model = _Model(listing, manifest)
+    if manifest.is_adapter:
+        origins, measured = _bases(registry, versions, model, _adapter_config(folder)), 0
     else:
-        origins = _parents(registry, versions, model, report)
-    return Heritage(content.digest, content.weights, tuple(origins))
+        origins, measured = Search(registry, versions, model, report).origins()
+    return Heritage(digest, weights, tuple(origins), measured, len(versions))
 
 
-def _parents(
-    registry: Registry, versions: list[Version], model: FolderTensors, report: Callable[[int, int], None]
-) -> list[Origin]:
-    """The versions that the model could have been made from in one step, the nearest first."""
-    manifests = {version.digest: registry.manifest(version) for version in versions if not version.adapter}
-    whole = [version for version in versions if version.digest in manifests]
-    likely = sorted(whole, key=lambda one: -_overlap(manifests[one.digest], model))[:MOST_MEASURED]
-    origins = []
-    for count, version in enumerate(likely, start=1):
-        stored = StoredTensors(manifests[version.digest], registry.store)
-        found = kinship.relate(stored, model)
-        if found.kind != "none":
-            origins.append(Origin((version,), found.kind, found.distance, _shared(stored, model), found.evidence))
-        report(count, len(likely))
-    origins.sort(key=_likelihood)
-    near = [origin.versions[0] for origin in origins if origin.kind == "finetune"][:PAIRS_OF]
-    merges = []
-    for a, b in itertools.combinations(sorted(near, key=lambda version: version.number), 2):
-        first, second = (StoredTensors(manifests[one.digest], registry.store) for one in (a, b))
-        shares = kinship.as_merge(first, second, model)
-        if shares is not None:
-            said = f"{shares[0]:.3g} of {a} and {shares[1]:.3g} of {b}, within {shares[2]:.2g} steps of its dtype"
-            merges.append((shares[2], Origin((a, b), "merge", 0.0, 0.0, said)))
-    return [*(origin for _, origin in sorted(merges, key=lambda one: one[0])), *origins]
+def _equal(version: Version, digest: Digest) -> Origin:
+    same = version.digest == digest
+    said = "every file, byte for byte" if same else "the same weights, in other files or beside other files"
+    return Origin((version,), "identical" if same else "same-weights", 0.0, 1.0, said)
 
 
-def _likelihood(origin: Origin) -> tuple[int, float, int]:
-    """What explains all of a model comes before what is merely near; of equals the newest version."""
-    exact = ("same", "cast", "prune", "edit", "fuse", "quantize")
-    return (0 if origin.kind in exact else 1, origin.distance, -origin.versions[0].number)
+class _Model:
+    """The tensors of the folder, with the digests that were found when it was read."""
+
+    def __init__(self, listing: FolderListing, manifest: Manifest) -> None:
+        self._tensors = FolderTensors(listing)
+        self._digests = dict(named((file.path, t.name, t.digest) for file in manifest.files for t in file.tensors))
+        self.gguf = next((file.location for file in listing.files if file.path.endswith(".gguf")), None)
+
+    def names(self) -> Iterable[str]:
+        return self._tensors.names()
+
+    def digest(self, name: str) -> Digest | None:
+        return self._digests[name]
+
+    def layout(self, name: str) -> tuple[str, tuple[int, ...]]:
+        return self._tensors.layout(name)
+
+    def tensor(self, name: str) -> Tensor:
+        return self._tensors.tensor(name)
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    parsed: Any = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return parsed if isinstance(parsed, dict) else {}
 
 
 def _bases(
-    registry: Registry, versions: list[Version], adapter: FolderTensors, config: dict[str, object]
+    registry: Registry, versions: Sequence[Version], adapter: TensorSource, config: dict[str, Any]
 ) -> list[Origin]:
-    """The versions that an adapter could stand on, by its shapes."""
-    shapes: dict[str, tuple[int, int]] = {}
-    for name in adapter.names():
-        if name.endswith((".lora_A.weight", ".lora_B.weight")):
-            module = name.removeprefix("base_model.model.").rpartition(".lora_")[0]
-            rows, columns = shapes.get(module, (0, 0))
-            shape = adapter.tensor(name).shape
-            shapes[module] = (shape[0], columns) if ".lora_B." in name else (rows, shape[1])
-    origins = []
-    for version in versions:
-        if version.adapter or not shapes:
+    """The versions that an adapter could stand on. Its weights do not tell models of one shape apart, so the one that
+    its config names comes first, and then the oldest."""
+    parts = parts_of(adapter)
+    said = str(config.get("base_model_name_or_path") or "")
+    fitting = []
+    for version in versions if parts else ():
+        if version.adapter:
             continue
         held = {tensor.name: tensor.shape for tensor in registry.manifest(version).tensors()}
-        if all(held.get(f"{module}.weight") == shape for module, shape in shapes.items()):
-            said = f"all {len(shapes)} modules of the {config.get('peft_type')} have their shapes"
-            origins.append(Origin((version,), "adapter", 0.0, 0.0, said))
-    return origins
+        if all(part.weight in held and part.fits(held[part.weight]) for part in parts):
+            fitting.append((not _is_named(registry, version, said), version.number, version))
+    fitting.sort(key=lambda one: one[:2])
+    return [_base(version, parts, config, said if not other else "", len(fitting)) for other, _, version in fitting]
 
 
-def _overlap(manifest: Manifest, model: FolderTensors) -> float:
-    """The fraction of the model's tensors that a version has by name; packed ones count by the name they stand for."""
-    names = {tensor.name for tensor in manifest.tensors()}
-    ours = [name.removesuffix("_packed") for name in model.names()]
-    return sum(name in names for name in ours) / max(len(ours), 1)
+def _base(version: Version, parts: Sequence[Part], config: dict[str, Any], said: str, count: int) -> Origin:
+    told = f"all {len(parts)} modules of the {config.get('peft_type')} have its shapes"
+    more = f", and its config names {said}" if said else f", as those of {count} versions do" if count > 1 else ""
+    return Origin((version,), "adapter", 0.0, 0.0, told + more)
 
 
-def _shared(stored: StoredTensors, model: FolderTensors) -> float:
-    held = set(stored.names())
-    names = list(model.names())
-    return sum(name in held and same_bits(stored.tensor(name), model.tensor(name)) for name in names) / max(
-        len(names), 1
-    )
+def _is_named(registry: Registry, version: Version, said: str) -> bool:
+    """Whether the name of a base that a config gives is that of where a version came from, or of a ref on it."""
+    last = said.rstrip("/").rpartition("/")[2]
+    if not last:
+        return False
+    refs = {ref for ref, at in registry.refs().items() if at.digest == version.digest}
+    source = (version.source or "").partition("@")[0].rstrip("/").rpartition("/")[2]
+    return last in {source, *(ref.rpartition("/")[2] for ref in refs)} or said in refs

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mreg.registry import claims, queries
-from mreg.registry.claim import Claim, Made, Verdict
+from mreg.registry.absence import refuse_evicted
+from mreg.registry.claim import Beside, Claim, Made, Verdict
 from mreg.registry.errors import MregError
+from mreg.registry.files import disk_errors
 from mreg.registry.recipe import Step
 from mreg.registry.versions import Version
 from mreg.registry.weight_sources import StoredTensors
@@ -51,6 +55,7 @@ class Verified:
 
 def verify(registry: Registry, version: Version, *, with_claims: bool, report: Callable[[int, int], None]) -> Verified:
     """Check every object of a version; with claims, also each step that led to it, without running any."""
+    refuse_evicted(registry, version)
     manifest = registry.manifest(version)
     tensors = {tensor.digest for tensor in manifest.tensors()}
     wanted = sorted({*(file.digest for file in manifest.files if not file.tensors), *tensors})
@@ -74,8 +79,10 @@ def _of_step(registry: Registry, step: Step) -> StepClaims:
     }
     inputs: dict[str, tuple[StoredTensors, ...]] = {}
     configs: dict[str, dict[str, Any]] = {}
+    beside: dict[str, tuple[Beside, ...]] = {"output": (_beside(registry, versions[step.version]),)}
     for role, digest in step.inputs:
         inputs[role] = (*inputs.get(role, ()), _weights(registry, versions[digest]))
+        beside[role] = (*beside.get(role, ()), _beside(registry, versions[digest]))
         if versions[digest].adapter:
             configs[role] = _config(registry, versions[digest])
     made = Made(
@@ -87,17 +94,45 @@ def _of_step(registry: Registry, step: Step) -> StepClaims:
         output=_weights(registry, versions[step.version]),
         config=_config(registry, versions[step.version]),
         is_adapter=versions[step.version].adapter,
+        seed=step.seed,
+        beside=beside,
     )
-    try:
-        found = claims.check(made)
-    except MregError as error:
-        found = [Claim("its weights can be read", "not-checkable", str(error))]
+    with _gguf(registry, versions[step.version]) as gguf:
+        try:
+            found = claims.check(replace(made, gguf=gguf))
+        except MregError as error:
+            found = [Claim("it can be checked", "not-checkable", str(error))]
     return StepClaims(
         version=versions[step.version],
         transform=step.transform,
         mode=step.mode,
         inputs=tuple(versions[digest] for _, digest in step.inputs),
         claims=tuple(found),
+    )
+
+
+@contextmanager
+def _gguf(registry: Registry, version: Version) -> Iterator[Path | None]:
+    """The GGUF file that a version holds instead of tensors, as a file while inside; None where it has none."""
+    manifest = registry.manifest(version)
+    held = [file for file in manifest.files if file.path.endswith(".gguf")]
+    if not held or any(manifest.tensors()):
+        yield None
+        return
+    with registry.scratch(registry.log.new_id()) as folder:
+        path = folder / "model.gguf"
+        with disk_errors(path), open(path, "wb") as out:
+            registry.store.copy_to(held[0].digest, out.write)
+        yield path
+
+
+def _beside(registry: Registry, version: Version) -> Beside:
+    files = {file.path: file.digest for file in registry.manifest(version).files if not file.tensors}
+    config: Any = json.loads(registry.store.read_bytes(files["config.json"])) if "config.json" in files else {}
+    return Beside(
+        config=config if isinstance(config, dict) else {},
+        files=files,
+        read=lambda path: registry.store.read_bytes(files[path]),
     )
 
 

@@ -16,6 +16,14 @@ from mreg.registry.weights import Tensor
 Weights = dict[str, Any]
 LAYERS = [f"model.layers.{layer}.{part}.weight" for layer in range(3) for part in ("up", "down")]
 DTYPES = {"BF16": ml_dtypes.bfloat16, "F32": np.float32}
+SPELLED = {
+    "bfloat16": "BF16",
+    "float32": "F32",
+    "float16": "F16",
+    "float8_e4m3fn": "F8_E4M3",
+    "int8": "I8",
+    "int32": "I32",
+}
 NORM = "model.norm.weight"
 ROWS, COLUMNS = 16, 32
 
@@ -32,10 +40,13 @@ class Held:
     def digest(self, name: str) -> Digest | None:  # noqa: ARG002  the protocol asks
         return None
 
+    def layout(self, name: str) -> tuple[str, tuple[int, ...]]:
+        tensor = self.tensor(name)
+        return tensor.dtype, tensor.shape
+
     def tensor(self, name: str) -> Tensor:
         array = np.ascontiguousarray(self.weights[name])
-        spelled = {"bfloat16": "BF16", "float32": "F32", "float16": "F16", "int32": "I32"}[array.dtype.name]
-        return Tensor(spelled, array.shape, memoryview(array.view(np.uint8).reshape(-1)))
+        return Tensor(SPELLED[array.dtype.name], array.shape, memoryview(array.view(np.uint8).reshape(-1)))
 
 
 def model(chosen: np.random.Generator, dtype: str) -> Weights:
