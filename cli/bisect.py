@@ -6,12 +6,12 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from mreg.cli import screen, steps, text
+from mreg.cli import progress, screen, steps, text
 from mreg.cli.command import Call, Command
 from mreg.cli.screen import Column
 from mreg.registry.errors import MregError
@@ -19,6 +19,9 @@ from mreg.registry.errors import MregError
 if TYPE_CHECKING:
     from mreg.registry.bisecting import Bisected, Judge, Tested, ToTest
     from mreg.registry.bisection import Answer
+    from mreg.registry.opinions import Opinion
+    from mreg.registry.registry import Registry
+    from mreg.registry.transform import Report
     from mreg.registry.versions import Version
 
 SKIP, NOT_EXECUTABLE, NOT_FOUND, SIGNALLED = 125, 126, 127, 128
@@ -38,10 +41,31 @@ class BrokenTest(MregError):
     context_settings={"allow_interspersed_args": False},
     options_metavar="--good REV --bad REV [OPTIONS] --",
     example="mreg bisect --good v1 --bad prod -- python check.py\n"
+    "mreg bisect --good v1 --bad prod --metric 'perplexity(general)' --below '1.1 * v1'\n"
+    "mreg bisect --good v1 --bad prod --prompt 'The capital of France is' --expect Paris\n"
     "mreg bisect --good v1 --bad prod --flaky 0.1 -- sh -c 'test-answers $MREG_MODEL'",
 )
 @click.option("--good", metavar="REV", multiple=True, required=True, help="A version that works; repeat it for more.")
 @click.option("--bad", metavar="REV", required=True, help="A version that does not.")
+@click.option(
+    "--metric", metavar="NAME(DATA)", help="Judge by this, measured as mreg eval does; what is known is not measured."
+)
+@click.option("--below", metavar="X", help="Good is a metric below this: a number, or such as '1.1 * v1'.")
+@click.option("--above", metavar="X", help="Good is a metric above this.")
+@click.option("--prompt", metavar="TEXT", help="Judge by how a version goes on from this, always with the likeliest.")
+@click.option("--expect", metavar="TEXT", help="Good is what says this.")
+@click.option("--reject", metavar="TEXT", help="Good is what does not say this.")
+@click.option("--chat", is_flag=True, help="Put the prompt as a turn of a conversation.")
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="How far a version goes on from the prompt.",
+)
+@click.option("--threads", type=click.IntRange(1), metavar="N", show_default="all cores", help="For measuring.")
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="For measuring; such as cpu or cuda.")
 @click.option(
     "--flaky",
     type=click.FloatRange(0, 0.5, max_open=True),
@@ -58,16 +82,18 @@ class BrokenTest(MregError):
     help="That a flaky test leads to the right step.",
 )
 @click.option("--fresh", is_flag=True, help="Ask again what an interrupted search has asked already.")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, help="The program and its arguments.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, help="The program and its arguments.")
 @click.pass_obj
 def bisect(
     call: Call,
+    /,
     good: Sequence[str],
     bad: str,
     flaky: float,
     confidence: float,
     fresh: bool,
     command: tuple[str, ...],
+    **asked: Any,
 ) -> int:
     """Find the step that broke it: a version that is bad though everything that it was made from is good.
 
@@ -75,13 +101,19 @@ def bisect(
     code 0, bad with 1 to 124, and 125 for a version that it cannot judge. Merges are followed through all their
     parents. A search that is interrupted goes on where it was when it is started again.
 
+    In place of a command, a --metric with a bound judges, or what a version says to a --prompt. Then nothing is checked
+    out that need not be, and scores that the log has are used first.
+
     Exits with 0 when one step is found, with 1 when several are left because the versions between could not be judged.
     """
-    with call.open() as registry:
+    _check_asked(command, asked, flaky)
+    with call.open() as registry, progress.of_run("measuring", at_once=False) as report:
+        versions = [registry.version(rev) for rev in good]
+        registry.version(bad)
         found = registry.bisect(
-            [registry.version(rev) for rev in good],
+            versions,
             bad,
-            _judge(command),
+            _judge(command) if command else _opinion(registry, asked, versions, report),
             asked=shlex.join(command),
             error_rate=flaky,
             confidence=confidence,
@@ -91,6 +123,44 @@ def bisect(
         rows = {row["digest"]: row for row in registry.listing()}
     _tell(call, found, rows)
     return 0 if len(found.first_bad) == 1 else 1
+
+
+def _check_asked(command: Sequence[str], asked: Mapping[str, Any], flaky: float) -> None:
+    """Whether one thing judges, with what belongs to it."""
+    ways = [bool(command), asked["metric"] is not None, asked["prompt"] is not None]
+    if sum(ways) != 1:
+        raise click.UsageError("give either a command after --, or --metric, or --prompt")
+    belong = {"metric": ("below", "above"), "prompt": ("expect", "reject", "chat")}
+    for way, options in belong.items():
+        for option in options:
+            if asked[option] not in (None, False) and asked[way] is None:
+                raise click.UsageError(f"--{option} belongs to --{way}")
+    if asked["metric"] is not None and (asked["below"] is None) == (asked["above"] is None):
+        raise click.UsageError("--metric needs --below or --above")
+    if asked["prompt"] is not None and asked["expect"] is None and asked["reject"] is None:
+        raise click.UsageError("--prompt needs --expect or --reject")
+    if flaky and not command:
+        raise click.UsageError("--flaky belongs to a command; what is measured comes out the same again")
+
+
+def _opinion(registry: Registry, asked: Mapping[str, Any], good: Sequence[Version], report: Report) -> Opinion:
+    from mreg.registry import opinions
+    from mreg.registry.judging import Bench
+
+    bench = Bench(threads=asked["threads"], device=asked["device"])
+    if asked["metric"] is not None:
+        bounds = {"below": asked["below"], "above": asked["above"]}
+        return opinions.by_metric(registry, asked["metric"], **bounds, good=good, bench=bench, report=report)
+    return opinions.by_prompt(
+        registry,
+        asked["prompt"],
+        expect=asked["expect"],
+        reject=asked["reject"],
+        is_chat=asked["chat"],
+        max_new_tokens=asked["max_new_tokens"],
+        bench=bench,
+        report=report,
+    )
 
 
 def _judge(command: Sequence[str]) -> Judge:
@@ -122,7 +192,9 @@ def _tell_test(said: ToTest | Tested) -> None:
             f"testing {said.version}: {left}, {said.at_least} more {'test' if said.at_least == 1 else 'tests'} or so"
         )
     else:
-        screen.note(f"{said.version} is {screen.ink(said.answer, COLOURS[said.answer], bold=True)}")
+        known = " (from the log)" if said.from_log else ""
+        words = f": {said.words}" if said.words else ""
+        screen.note(f"{said.version} is {screen.ink(said.answer, COLOURS[said.answer], bold=True)}{words}{known}")
 
 
 def _tell(call: Call, found: Bisected, rows: dict[Any, Any]) -> None:
@@ -133,7 +205,14 @@ def _tell(call: Call, found: Bisected, rows: dict[Any, Any]) -> None:
                 "first_bad": names[0] if len(names) == 1 else None,
                 "candidates": names,
                 "tested": [
-                    {"version": one.version.name, "answer": one.answer, "good": one.good, "bad": one.bad}
+                    {
+                        "version": one.version.name,
+                        "answer": one.answer,
+                        "good": one.good,
+                        "bad": one.bad,
+                        "measured": one.words or None,
+                        "from_log": one.from_log,
+                    }
                     for one in found.tested
                 ],
                 "confidence": found.confidence,
@@ -141,13 +220,15 @@ def _tell(call: Call, found: Bisected, rows: dict[Any, Any]) -> None:
             }
         )
         return
+    is_measured = any(one.words for one in found.tested)
+    how = Column("measured", flexible=True) if is_measured else Column("tests", right=True)
     screen.table(
-        [Column("version"), Column("answer"), Column("tests", right=True), Column("step", flexible=True)],
+        [Column("version"), Column("answer"), how, Column("step", flexible=True)],
         [
             [
                 screen.ink(one.version.name, "yellow"),
                 screen.ink(one.answer, COLOURS[one.answer]),
-                str(one.good + one.bad + (one.answer == "skip")),
+                text.clean(one.words) if is_measured else str(one.good + one.bad + (one.answer == "skip")),
                 steps.summary(rows[one.version.digest]),
             ]
             for one in found.tested

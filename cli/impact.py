@@ -51,7 +51,12 @@ def _rows(found: TrainedOn) -> Iterator[list[str]]:
         through = ", ".join(names[parent] for parent in found.through(row["digest"]))
         direct = "directly" if row["digest"] in found.direct else ""
         how = " and ".join(part for part in (direct, f"through {through}" if through else "") if part)
-        yield [names[row["digest"]], ",".join(map(text.clean, row["refs"])) or "-", how, steps.summary(row)]
+        yield [
+            names[row["digest"]] + steps.recalled(row),
+            ",".join(map(text.clean, row["refs"])) or "-",
+            how,
+            steps.summary(row),
+        ]
 
 
 def _names(found: TrainedOn) -> dict[Digest, str]:

@@ -37,7 +37,13 @@ MEANINGS = {
 )
 @click.argument("rev", help="The end of the old chain.")
 @click.option("--drop", metavar="REV", multiple=True, help="Take this step out; repeat it for more.")
-@click.option("--set", "set_", metavar="REV:KEY=VALUE", multiple=True, help="Change an option of this step.")
+@click.option(
+    "--set",
+    "set_",
+    metavar="REV:KEY=VALUE",
+    multiple=True,
+    help="Change an option of this step; null leaves it to its default.",
+)
 @click.option("--onto", metavar="[OLD=]REV", multiple=True, help="Start from this version, not from the imported OLD.")
 @click.option(
     "--insert", metavar="'REV:TRANSFORM KEY=VALUE …'", multiple=True, help="Do another step after this version."
@@ -85,11 +91,11 @@ def rebase(
                 "weights": done.version.weights,
                 "from": done.plan.target.name,
                 "ref": as_,
-                "steps": [_document(line, made) for line in done.plan.lines],
+                "steps": [document(line, made) for line in done.plan.lines],
             }
         )
         return
-    _table(done.plan, made)
+    table(done.plan, made)
     named = f" ({as_})" if as_ else ""
     screen.line(f"\n{screen.ink(done.version.name, 'yellow', bold=True)}{named} is {done.plan.target} rebased")
     screen.hint(f"mreg diff {done.plan.target} {done.version} --recipe")
@@ -156,17 +162,18 @@ def _tell_plan(call: Call, plan: RebasePlan) -> None:
             {
                 "version": plan.target.name,
                 "estimated_s": round(plan.estimated_s, 3),
-                "steps": [_document(line, {}) for line in plan.lines],
+                "steps": [document(line, {}) for line in plan.lines],
             }
         )
         return
-    _table(plan, {})
+    table(plan, {})
     again = sum(line.action in ("run", "insert") for line in plan.lines)
     took = f", about {text.seconds(plan.estimated_s)} as recorded" if plan.estimated_s else ""
     screen.line(f"\nwould run {text.plural(again, 'step')}{took}; nothing was done")
 
 
-def _document(line: PlannedStep, made: Mapping[Key, Version]) -> dict[str, Any]:
+def document(line: PlannedStep, made: Mapping[Key, Version]) -> dict[str, Any]:
+    """One line of the plan for `--json`."""
     new = line.version or made.get(line.key)
     return {
         "action": line.action,
@@ -180,7 +187,8 @@ def _document(line: PlannedStep, made: Mapping[Key, Version]) -> dict[str, Any]:
     }
 
 
-def _table(plan: RebasePlan, made: Mapping[Key, Version]) -> None:
+def table(plan: RebasePlan, made: Mapping[Key, Version]) -> None:
+    """The plan, with what was made where it was done."""
     columns = [Column("old"), Column("new"), Column("step", flexible=True), Column("", flexible=True)]
     rows = []
     for line in plan.lines:

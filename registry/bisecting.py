@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from mreg.registry import bisection, digests, files
 from mreg.registry.bisection import Answer
 from mreg.registry.digests import Digest
+from mreg.registry.errors import Refused
 from mreg.registry.versions import Version
 
 if TYPE_CHECKING:
+    from mreg.registry.opinions import Opinion, Said
     from mreg.registry.registry import Registry
 
 Judge = Callable[[Version, Path], Answer]
@@ -25,12 +27,17 @@ Judge = Callable[[Version, Path], Answer]
 
 @dataclass(frozen=True)
 class Tested:
-    """What came of a version: how often each answer was given, and what was believed."""
+    """What came of a version: how often each answer was given, and what was believed.
+
+    `words` say what it rests on, where it was measured; `from_log` that the log knew it.
+    """
 
     version: Version
     answer: Answer
     good: int
     bad: int
+    words: str = ""
+    from_log: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ def bisect(
     registry: Registry,
     good: Sequence[Version],
     bad: Version,
-    judge: Judge,
+    judge: Judge | Opinion,
     *,
     asked: str,
     error_rate: float = 0.0,
@@ -70,9 +77,12 @@ def bisect(
 ) -> Bisected:
     """Search between `good` and `bad`. `asked` says what `judge` asks: answers are kept for the same question.
 
-    With an `error_rate`, how often one answer is wrong, a version is tested until its answer can be believed. Raises
-    Refused where good and bad do not enclose anything, and what `judge` raises.
+    With an `error_rate`, how often one answer is wrong, a version is tested until its answer can be believed. An
+    opinion needs no checkout and asks by itself; what the log knows is taken first, since it costs nothing. Raises
+    Refused where good and bad do not enclose anything or are known to be otherwise, and what `judge` raises.
     """
+    if not callable(judge):
+        asked, error_rate = judge.asked, 0.0
     versions = {version.digest: version for version in registry.versions()}
     # Along recipes, not along all edges: a version that was made twice would inherit from what it did not come from.
     inputs = {step.version: step.inputs for one in (bad, *good) for step in registry.recipe(one)}
@@ -85,18 +95,24 @@ def bisect(
     if fresh:
         notes.forget()
     known = notes.read(versions)
+    noted = set(known)
+    if not callable(judge):
+        known = _from_log(judge, [versions[one] for one in search.suspects], good, bad) | known
     tested: list[Tested] = []
     resumed = 0
-    while (digest := search.next()) is not None:
+    while (digest := search.next(known) or search.next()) is not None:
         found = known.get(digest)
         if found is None:
             report(ToTest(versions[digest], len(search.suspects), search.least_tests))
-            with registry.scratch(registry.log.new_id()) as folder:
-                registry.check_out(versions[digest], folder / "model")
-                found = _ask(versions[digest], folder / "model", judge, lead)
+            if callable(judge):
+                with registry.scratch(registry.log.new_id()) as folder:
+                    registry.check_out(versions[digest], folder / "model")
+                    found = _ask(versions[digest], folder / "model", judge, lead)
+            else:
+                found = _measured(judge, versions[digest])
             notes.add(found)
         else:
-            resumed += 1
+            resumed += digest in noted
         tested.append(found)
         report(found)
         search = search.told(digest, found.answer)
@@ -119,6 +135,34 @@ def _ask(version: Version, folder: Path, judge: Judge, lead: int) -> Tested:
     return Tested(version, "good" if counts["good"] > counts["bad"] else "bad", counts["good"], counts["bad"])
 
 
+def _measured(opinion: Opinion, version: Version) -> Tested:
+    """What is thought of a version; one that cannot be measured is skipped."""
+    try:
+        return _tested(version, opinion.of(version))
+    except Refused as error:
+        return Tested(version, "skip", 0, 0, error.message)
+
+
+def _tested(version: Version, said: Said, *, from_log: bool = False) -> Tested:
+    return Tested(version, said.answer, int(said.answer == "good"), int(said.answer == "bad"), said.words, from_log)
+
+
+def _from_log(
+    opinion: Opinion, suspects: Sequence[Version], good: Sequence[Version], bad: Version
+) -> dict[Digest, Tested]:
+    """What the log knows of the suspects. Raises Refused where it knows that the good or the bad is none."""
+    from mreg.registry.opinions import guess
+
+    opinion.check(bad)
+    for version, wanted in [*((one, "good") for one in good), (bad, "bad")]:
+        said = guess(opinion, version)
+        if said is not None and said.answer not in (wanted, "skip"):
+            was = f"{version} is said to be {wanted}, and is {said.answer}"
+            raise Refused(f"{was}: {said.words}", fix="check --good and --bad, and what is asked")
+    found = {version: guess(opinion, version) for version in suspects}
+    return {version.digest: _tested(version, said, from_log=True) for version, said in found.items() if said}
+
+
 class _Notes:
     """The answers to one question, on disk: one JSON object a line."""
 
@@ -132,12 +176,16 @@ class _Notes:
         whole = self.path.read_text(encoding="utf-8").rpartition("\n")[0]
         rows = [json.loads(line) for line in whole.splitlines()]
         return {
-            row["version"]: Tested(versions[row["version"]], row["answer"], row["good"], row["bad"]) for row in rows
+            row["version"]: Tested(
+                versions[row["version"]], row["answer"], row["good"], row["bad"], row.get("words", "")
+            )
+            for row in rows
         }
 
     def add(self, tested: Tested) -> None:
         """Keep an answer."""
-        row = {"version": tested.version.digest, "answer": tested.answer, "good": tested.good, "bad": tested.bad}
+        counts = {"answer": tested.answer, "good": tested.good, "bad": tested.bad}
+        row = {"version": tested.version.digest, **counts, "words": tested.words}
         with files.disk_errors(self.path):
             self.path.parent.mkdir(exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:

@@ -33,8 +33,8 @@ class Search:
         """The one that broke it, once there is nothing more to test; several where the others could not be tested."""
         return frozenset(self.suspects)
 
-    def next(self) -> Digest | None:
-        """The version whose answer tells most; None when no test can tell more.
+    def next(self, among: Collection[Digest] | None = None) -> Digest | None:
+        """The version whose answer tells most; None when no test can tell more. `among` leaves a choice of these only.
 
         The newest suspect, from which all others descend to nothing, is known to be bad and is not asked for.
         """
@@ -42,7 +42,7 @@ class Search:
         halves = {
             version: min(len(behind), count - len(behind))
             for version, behind in self.suspects.items()
-            if version not in self.skipped and len(behind) < count
+            if version not in self.skipped and len(behind) < count and (among is None or version in among)
         }
         return max(sorted(halves), key=lambda version: halves[version]) if halves else None
 

@@ -83,7 +83,8 @@ def plan(registry: Registry, target: Version, changes: Changes) -> RebasePlan:
     for base in (one.version for one in recipe if not one.inputs):
         if base in changes.drop or base in changes.settings:
             raise Refused(f"{versions[base]} was imported, no step made it", fix="put another in its place with --onto")
-    rewritten = rewrite(recipe, changes)
+    settings = {step.version: _settled(registry, step, changes, versions) for step in recipe}
+    rewritten = rewrite(recipe, replace(changes, settings={one: told for one, told in settings.items() if told}))
     planner = _Planner(registry, versions, changes)
     todo, result, planned = list(rewritten.steps), rewritten.result, {}
     for place in range(len(todo)):
@@ -131,6 +132,28 @@ def rebase(
 
         set_ref(registry, ref, version, message=message or f"rebase of {target}")
     return Rebased(version, planned, done)
+
+
+def _settled(
+    registry: Registry, step: Step, changes: Changes, versions: Mapping[Digest, Version]
+) -> Mapping[str, Any] | None:
+    """The params of a step that is changed, complete. Raises what is wrong with the new ones.
+
+    The log has them with all defaults, some of which hang on others, such as the method. What is as it would be if it
+    had not been given is therefore left to the defaults again; so is what is set to null.
+    """
+    told = changes.settings.get(step.version)
+    if not told or step.mode != "apply":
+        return told
+    transform = registry.engine.find(step.transform)
+    try:
+        given = {**steps.said(transform, step.params), **told}
+        params = steps.validate(transform, {name: value for name, value in given.items() if value is not None})
+    except MregError as error:
+        error.message = f"{versions[step.version]} would not work: {error.message}"
+        error.fix = f"{error.fix}; null leaves an option to its default, as in --set {versions[step.version]}:NAME=null"
+        raise
+    return dict(params.model_dump(mode="json"))
 
 
 class _Planner:
@@ -209,9 +232,7 @@ class _Planner:
         now = self._material("source", source)
         if now is None:
             return None
-        if _shape(now) == _shape(before):
-            return after
-        return replace(now, name=after.name) if _shape(after) == _shape(before) else None
+        return after if _shape(now) == _shape(before) else _carried(now, before, after)
 
     def _material(self, role: str, place: Place) -> Material | None:
         if place.given is not None:
@@ -264,13 +285,16 @@ def _request(registry: Registry, step: NewStep) -> Request:
     source = next(version for role, version in given if role == "source")
     rest = list(given)
     rest.remove(("source", source))
+    # What a param names may be another version in the new chain.
+    at = dict(given)
+    renamed = {one.named: at[one.role].digest for one in transform.inputs if one.named and one.role in at}
     old = step.old
     return Request(
         transform=step.transform,
         source=source,
         others=tuple(one for one in rest if one[0] not in derived),
         data=tuple(old.datasets) if old else (),
-        params=step.params,
+        params={**step.params, **renamed},
         seed=(old.seed if old else None) or 0,
         threads=old.threads if old else None,
         device=(old.device if old else None) or "auto",
@@ -282,6 +306,21 @@ def _request(registry: Registry, step: NewStep) -> Request:
 
 def _version(registry: Registry, digest: Digest) -> Version:
     return registry.log.ask(lambda reader: queries.version(reader, digest))
+
+
+def _carried(now: Material, before: Material, after: Material) -> Material | None:
+    """What `now` becomes by a step that made `after` of `before`; None when it left other names or shapes."""
+    shapes = [{name: shape for name, (_, shape) in one.tensors.items()} for one in (before, after)]
+    if before.adapter != after.adapter or shapes[0] != shapes[1]:
+        return None
+    became = {(before.tensors[name][0], dtype) for name, (dtype, _) in after.tensors.items()}
+    dtypes = dict(became)
+    if len(dtypes) < len(became):
+        return None
+    changed = {key: value for key, value in after.config.items() if before.config.get(key) != value}
+    kept = {key: value for key, value in now.config.items() if key in after.config or key not in before.config}
+    tensors = {name: (dtypes.get(dtype, dtype), shape) for name, (dtype, shape) in now.tensors.items()}
+    return replace(now, name=after.name, tensors=tensors, config={**kept, **changed})
 
 
 def _shape(material: Material) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from mreg.registry.versions import Version
 from pydantic import ValidationError
 
 if TYPE_CHECKING:
+    from mreg.registry.manifest import Manifest
     from mreg.registry.registry import Registry
 
 Other = "str | Version | tuple[str, str | Version]"
@@ -230,6 +231,24 @@ def validate(transform: Transform[Any], given: Mapping[str, Any]) -> Any:
         raise BadParams(f"{option}: {said[0].lower()}{said[1:]}{shown}", fix=help_) from error
 
 
+def said(transform: Transform[Any], complete: Mapping[str, Any]) -> dict[str, Any]:
+    """Of complete params, those that have to be said for the others to follow from defaults. Raises BadParams."""
+
+    def completed(given: Mapping[str, Any]) -> dict[str, Any] | None:
+        try:
+            return dict(validate(transform, given).model_dump(mode="json"))
+        except BadParams:
+            return None
+
+    wanted = validate(transform, complete).model_dump(mode="json")
+    kept = dict(complete)
+    for name in complete:
+        fewer = {other: value for other, value in kept.items() if other != name}
+        if completed(fewer) == wanted:
+            kept = fewer
+    return kept
+
+
 def assign(registry: Registry, transform: Transform[Any], request: Request) -> tuple[tuple[str, Version], ...]:
     """Which version plays which role, in the order that the transform declares. Raises Refused and BadParams."""
     source = registry.version(request.source)
@@ -296,20 +315,25 @@ def rows_of(registry: Registry, found: Iterable[Dataset]) -> tuple[Rows, ...]:
 def material(registry: Registry, role: str, version: Version, *, fused: bool = False) -> Material:
     """What is known of an input. An adapter that will be `fused` has the tensors, config and files of its base."""
     manifest = registry.manifest(_base_of(registry, version) if fused else version)
-    config: Any = {}
-    file = manifest.file("adapter_config.json") or manifest.file("config.json")
-    if file is not None:
-        config = json.loads(registry.store.read_bytes(file.digest))
 
     def read(path: str) -> bytes:
         entry = manifest.file(path)
         assert entry is not None, path
         return registry.store.read_bytes(entry.digest)
 
+    return material_of(role, version.name, manifest, read, adapter=version.adapter and not fused)
+
+
+def material_of(role: str, name: str, manifest: Manifest, read: Callable[[str], bytes], *, adapter: bool) -> Material:
+    """What a manifest tells of an input; `read` gives the bytes of a file in it."""
+    config: Any = {}
+    file = manifest.file("adapter_config.json") or manifest.file("config.json")
+    if file is not None:
+        config = json.loads(read(file.path))
     return Material(
         role=role,
-        name=version.name,
-        adapter=version.adapter and not fused,
+        name=name,
+        adapter=adapter,
         config=config if isinstance(config, dict) else {},
         tensors={tensor.name: (tensor.dtype, tensor.shape) for tensor in manifest.tensors()},
         files=tuple(entry.path for entry in manifest.files),

@@ -22,10 +22,16 @@ def test_a_chain_is_changed_in_the_middle_and_only_the_name_asked_for_moves(run:
     planned = ok("rebase", "small", "--drop", "v5", "--dry-run")
     told = run("rebase", "small", "--set", "v6:dtype=float32", "--as", "wide")
     done = ok("rebase", "small", "--set", "v6:dtype=float32")
+    without = ok("rebase", "small", "--drop", "v5", "--as", "direct")
+    recipe = run("diff", "small", "direct", "--recipe", "--json").json["recipe"]
 
     assert ["drop", "run"] == [one["action"] for one in planned["steps"]]
     assert 0 == told.code, told.err
     assert "v7 (wide) is v6 rebased" in told.out
+    assert [("same", "import"), ("removed", "cast"), ("same", "cast")] == [
+        (one["kind"], one["transform"]) for one in recipe
+    ]
+    assert ["drop", "run"] == [one["action"] for one in without["steps"]]
     assert ("v7", "reuse") == (done["version"], done["steps"][-1]["action"])
     assert "v6" == ok("show", "small")["version"]
 
@@ -76,6 +82,42 @@ def test_a_test_that_cannot_be_run_says_neither_good_nor_bad(
     result = run("bisect", "--good", "v1", "--bad", "v4", "--", *command)
 
     assert code == result.code
+    assert said in result.err
+
+
+def test_a_metric_that_the_log_knows_needs_no_checkout(run: Run, ok: Run) -> None:
+    ok("apply", "cast", "--from", "v3", "--dtype", "bfloat16", "--threads", "1")
+    events = len(run("events").out.splitlines())
+    arguments = ["--good", "v1", "--bad", "v5", "--metric", "size", "--above", "0.9 * v1"]
+    found, told = ok("bisect", *arguments), run("bisect", *arguments)
+
+    assert ("v5", [True]) == (found["first_bad"], list({one["from_log"] for one in found["tested"]}))
+    assert all(one["measured"].startswith("size is 127") for one in found["tested"])
+    assert "v5 is the first bad version: cast v3" in told.out
+    assert "(from the log)" in told.err
+    assert events == len(run("events").out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "give either a command after --, or --metric, or --prompt"),
+        (["--metric", "size", "--below", "1", "--", "true"], 2, "give either a command"),
+        (["--metric", "size"], 2, "--metric needs --below or --above"),
+        (["--metric", "size", "--below", "1", "--above", "0"], 2, "--metric needs --below or --above"),
+        (["--prompt", "hello"], 2, "--prompt needs --expect or --reject"),
+        (["--expect", "hello", "--", "true"], 2, "--expect belongs to --prompt"),
+        (["--metric", "size", "--below", "1", "--flaky", "0.1"], 2, "--flaky belongs to a command"),
+        (["--metric", "sise", "--below", "1"], 4, "no metric is called 'sise': did you mean size"),
+        (["--metric", "size", "--below", "1"], 11, "v1 is said to be good, and is bad: size is 127"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_said_in_one_line(
+    run: Run, arguments: list[str], code: int, said: str
+) -> None:
+    result = run("bisect", "--good", "v1", "--bad", "v4", *arguments)
+
+    assert (code, 1) == (result.code, len(result.err.splitlines())), result.err
     assert said in result.err
 
 

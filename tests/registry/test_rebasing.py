@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from mreg.registry import Registry
+from mreg.registry import Registry, steps
 from mreg.registry.errors import Refused
 from mreg.registry.rewriting import Changes, Insert
+from mreg.registry.transform import BadParams
 from mreg.registry.versions import Version
 
 from tests.registry.conftest import Import, make_model
@@ -19,6 +21,16 @@ def chain(shop: Registry, base: str, further: str) -> list[Version]:
     cast = shop.apply("cast", pruned, dtype="float32", threads=1).version
     other = shop.apply("cast", further, dtype="float32", threads=1).version
     return [pruned, cast, other, shop.apply("merge", cast, others=[other], threads=1).version]
+
+
+def narrow(folder: Path, *, seed: int) -> Path:
+    """A model of which every matrix has half of the rows."""
+    from safetensors.numpy import load_file, save_file
+
+    make_model(folder, seed=seed, dtype="F32")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensor[:4].copy() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    return folder
 
 
 def actions(shop: Registry, target: Version, changes: Changes) -> list[tuple[str, str]]:
@@ -106,3 +118,55 @@ def test_what_was_made_elsewhere_cannot_be_made_again_on_something_else(shop: Re
     assert [("prune", "drop"), ("my-sft", "drop"), ("cast", "run")] == actions(
         shop, cast, Changes(drop=frozenset({pruned.digest, elsewhere.digest}))
     )
+
+
+def test_options_that_hang_on_another_follow_it_when_that_is_changed(shop: Registry, bring: Import):
+    quantized = shop.apply("quantize", bring(), method="int8", group_size=4, ignore=[], threads=1).version
+
+    def planned(**told: Any) -> dict[str, Any]:
+        return dict(shop.rebase_plan(quantized, Changes(settings={quantized.digest: told})).lines[-1].params)
+
+    assert (True, None) == (shop.recipe(quantized)[-1].params["symmetric"], planned(group_size=2)["bits"])
+    with pytest.raises(BadParams, match=rf"{quantized} would not work: .*no option --group-size.*:NAME=null"):
+        planned(method="fp8")
+    fp8 = planned(method="fp8", group_size=None)
+    assert {"method": "fp8", "ignore": []} == {name: value for name, value in fp8.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("edit", {"method": "memit", "v_lr": 0.1}),
+        ("edit", {"undo": True}),
+        ("prune", {"pattern": "2:4"}),
+        ("prune", {"sparsity": 0.5, "method": "wanda"}),
+        ("quantize", {"method": "gptq", "group_size": 32}),
+        ("prefer", {"method": "simpo"}),
+        ("distill", {"method": "gkd", "max_steps": 3}),
+        ("reinforce", {"method": "rloo", "reward_function": "def reward(completions, **_): return [0]"}),
+        ("merge", {"method": "ties", "density": (0.5,)}),
+    ],
+)
+def test_what_was_said_is_told_from_what_followed(shop: Registry, name: str, given: dict[str, Any]):
+    transform = shop.engine.find(name)
+    complete = steps.validate(transform, given).model_dump(mode="json")
+    told = steps.said(transform, complete)
+
+    assert told.keys() <= given.keys()
+    assert complete == steps.validate(transform, told).model_dump(mode="json")
+
+
+def test_shapes_that_no_longer_fit_are_found_in_the_plan(shop: Registry, bring: Import, tmp_path: Path):
+    base = shop.version(bring())
+    shrunk = [
+        shop.record_version(narrow(tmp_path / f"narrow-{seed}", seed=seed), transform="shrink", source=base).version
+        for seed in (1, 2)
+    ]
+    cast = shop.apply("cast", shrunk[0], dtype="float32", threads=1).version
+    other = shop.apply("cast", shrunk[1], dtype="float32", threads=1).version
+    merged = shop.apply("merge", cast, others=[other], threads=1).version
+    events = len(shop.events())
+
+    with pytest.raises(Refused, match=rf"{merged} would not work: .* is 8x4 in .* and 4x4 in {other}"):
+        shop.rebase(merged, Changes(drop=frozenset({shrunk[0].digest})))
+    assert events == len(shop.events())
