@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 from mreg.registry import Registry
 from mreg.registry.digests import Digest, of_bytes
@@ -16,29 +13,20 @@ from mreg.registry.events import Content, InputUsed, RefMoved, RunFinished, RunS
 from mreg.registry.journal import EMPTY, Journal
 from mreg.registry.recorded import Recorded
 
-from bench import models
-from bench.measure import MREG, call, command, in_turns
+from bench import models, storage
+from bench.measure import MREG, Line, call, command, in_turns, out_folder, told
 
 ROUNDS = 5
 
 
 def main() -> int:
     """Measure everything and print one line for each target; 1 when one was missed."""
-    lines = [*imports(), *memory(), *reading()]
-    width = max(len(what) for what, _, _, _ in lines)
-    print(f"\n{'':{width}}  measured  target")
-    for what, measured, target, unit in lines:
-        verdict = "ok" if measured <= target else "MISSED"
-        print(f"{what:{width}}  {measured:7.2f}{unit}  {target:5.2f}{unit}  {verdict}")
-    return int(any(measured > target for _, measured, target, _ in lines))
-
-
-Line = tuple[str, float, float, str]
+    return told([*imports(), *memory(), *reading(), *storage.family(full=False), *storage.loading(full=False)])
 
 
 def imports() -> Iterator[Line]:
     """Import of a 300 MB model, again, and of one with 95 % of its tensors unchanged, against cp + sha256sum."""
-    with _folder("import") as here:
+    with out_folder("import") as here:
         model = models.make(here / "model", megabytes=300)
         almost = models.vary(model, here / "almost", changed=0.05, seed=1)
 
@@ -89,7 +77,7 @@ def imports() -> Iterator[Line]:
 
 def memory() -> Iterator[Line]:
     """Peak memory of whole commands on a model of more than 2 GB, one of whose tensors is 256 MB."""
-    with _folder("memory") as here:
+    with out_folder("memory") as here:
         model = models.make(here / "model", megabytes=2304, tensor_mb=256)
         Registry.init(here)
         yield "peak of import, 2.3 GB", command([MREG, "import", model], cwd=here).peak_mb, 300, " MB"
@@ -98,7 +86,7 @@ def memory() -> Iterator[Line]:
 
 def reading() -> Iterator[Line]:
     """Reading commands on 10,000 events against the import of sqlmodel alone."""
-    with _folder("reading") as here:
+    with out_folder("reading") as here:
         registry = Registry.init(here)
         Journal(registry.root).rewrite(list(history(10_000)))
         registry.log.path.unlink()  # It holds the one event that the journal no longer has.
@@ -184,15 +172,6 @@ def _content(number: int) -> Content:
 
 def _digest(text: str) -> Digest:
     return of_bytes(text.encode())
-
-
-@contextmanager
-def _folder(name: str) -> Iterator[Path]:
-    """A folder beside the code, not in a temporary file system that might be memory; removed at the end."""
-    out = Path(__file__).with_name("out")
-    out.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=out) as folder:
-        yield Path(folder)
 
 
 if __name__ == "__main__":

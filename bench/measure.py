@@ -10,13 +10,18 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 MREG = str(Path(sys.executable).with_name("mreg"))
+
+Line = tuple[str, float, float, str]
+"""What was measured, how much it is, how much it may be, and the unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +33,21 @@ class Ran:
 
 
 def command(words: Sequence[str | Path], *, cwd: Path | None = None) -> Ran:
-    """Run a command to its end; it must succeed."""
-    start = time.perf_counter()
-    with subprocess.Popen([str(word) for word in words], cwd=cwd, stdout=subprocess.DEVNULL) as process:
-        peaks = [0.0]
-        watcher = threading.Thread(target=_watch, args=[process.pid, peaks])
-        watcher.start()
-        status = process.wait()
-        seconds = time.perf_counter() - start
-        watcher.join()
-    if status:
-        raise subprocess.CalledProcessError(status, process.args)
+    """Run a command to its end; it must succeed, and what it says is shown only if it does not."""
+    with tempfile.TemporaryFile("w+") as said:
+        start = time.perf_counter()
+        with subprocess.Popen(
+            [str(word) for word in words], cwd=cwd, stdout=subprocess.DEVNULL, stderr=said
+        ) as process:
+            peaks = [0.0]
+            watcher = threading.Thread(target=_watch, args=[process.pid, peaks])
+            watcher.start()
+            status = process.wait()
+            seconds = time.perf_counter() - start
+            watcher.join()
+        if status:
+            said.seek(0)
+            raise subprocess.CalledProcessError(status, process.args, stderr=said.read())
     return Ran(seconds, max(peaks))
 
 
@@ -72,3 +81,22 @@ def in_turns(rounds: int, works: Mapping[str, Callable[[int], float]]) -> dict[s
         for name, work in works.items():
             seconds[name].append(work(place))
     return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+@contextmanager
+def out_folder(name: str) -> Iterator[Path]:
+    """A folder beside the code, not in a temporary file system that might be memory; removed at the end."""
+    out = Path(__file__).with_name("out")
+    out.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=out) as folder:
+        yield Path(folder)
+
+
+def told(lines: Sequence[Line]) -> int:
+    """Print each figure beside its target; 1 when one was missed."""
+    width = max(len(what) for what, _, _, _ in lines)
+    print(f"\n{'':{width}}  measured  target")
+    for what, measured, target, unit in lines:
+        verdict = "ok" if measured <= target else "MISSED"
+        print(f"{what:{width}}  {measured:7.2f}{unit}  {target:5.2f}{unit}  {verdict}")
+    return int(any(measured > target for _, measured, target, _ in lines))
