@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mreg.registry.loading import from_folder
 from mreg.registry.transform import Job, Progress, Report
 from mreg.transforms._architecture import SAFE, model_class
 from mreg.transforms._bottleneck import CONFIG as CONFIG
@@ -91,7 +92,7 @@ def _beginning(model: Any, folder: Path) -> Path:
 def load_adapted(base: Path, adapter: Path, **options: Any) -> Any:
     """A base with an adapter of any kind on it, and with the head that the adapter brings; for reading, not training.
 
-    `options` go to `from_pretrained` of the base.
+    `options` go to `from_pretrained` of the base; with a `state_dict` among them its folder need not hold its weights.
     """
     from peft import PeftModel
     from transformers import AutoConfig
@@ -105,7 +106,7 @@ def load_adapted(base: Path, adapter: Path, **options: Any) -> Any:
         options |= {"num_labels": sizes[0]} if sizes else {}
     told = adapter if (adapter / MODEL_CONFIG).exists() else base
     config = json.loads((told / MODEL_CONFIG).read_text(encoding="utf-8"))
-    model = model_class(config, about.get("task_type")).from_pretrained(base, **{**SAFE, **options})
+    model = from_folder(model_class(config, about.get("task_type")), base, **{**SAFE, **options})
     if about.get("peft_type") == KIND:
         return load_bottlenecks(model, adapter)
     return PeftModel.from_pretrained(model, adapter).eval()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from mreg.registry.errors import MregError
 from mreg.registry.transform import Facts, Job, Report
-from mreg.transforms._calibration import (
+from mreg.transforms._confidence import (
     Affine,
     Array,
     Labels,
@@ -23,14 +23,12 @@ from mreg.transforms._calibration import (
 )
 from mreg.transforms._last_layer import AFFINE, FILE, classifier_of, fold, label_names, number_of, output_of
 from mreg.transforms._predictions import TokenScores, class_logits, halves, judged, token_logits, told
-from mreg.transforms._rows import TEXT
+from mreg.transforms._rows import CLASSIFIED, TEXT
 from mreg.transforms._training import rows_of
 
 if TYPE_CHECKING:
     import torch
     from mreg.transforms.calibrate import CalibrateParams
-
-LABELLED = ("text", "label")
 
 FAR = 0.05
 """Nats by which the folded model may miss the loss that was fitted; rounding to bfloat16 costs a tenth of it."""
@@ -44,7 +42,7 @@ class NotFolded(MregError):
 
 def calibrate_classifier(job: Job, params: CalibrateParams, config: Any, tensors: Any, report: Report) -> Facts:
     """Fold what is fitted into the last layer, or write it beside the weights; measure what was written."""
-    names, rows = label_names(config), rows_of(job.datasets[0], LABELLED)
+    names, rows = label_names(config), rows_of(job.datasets[0], CLASSIFIED)
     labels: Labels = np.array([number_of(row["label"], names) for row in rows], dtype=np.int64)
     texts = [row["text"] for row in rows]
     fitted_on, held = halves(labels.tolist(), params.eval_fraction, job.seed)

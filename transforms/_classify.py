@@ -13,7 +13,7 @@ from mreg.transforms._adapter import labels_of, save_head_config
 from mreg.transforms._architecture import SAFE, model_class
 from mreg.transforms._checkpointing import train
 from mreg.transforms._folder import change_config
-from mreg.transforms._rows import format_of
+from mreg.transforms._rows import CLASSIFIED, TAGGED, Format, format_of
 from mreg.transforms._supervised import SupervisedParams, split
 from mreg.transforms._training import arguments, facts_of, follow, read_rows, save_whole
 from mreg.transforms._tuning import freeze, peft_config, save_trained
@@ -21,9 +21,9 @@ from mreg.transforms._tuning import freeze, peft_config, save_trained
 if TYPE_CHECKING:
     from datasets import Dataset
 
-LABELS: Mapping[str, tuple[str, str]] = {
-    "sequence-classification": ("text", "label"),
-    "token-classification": ("tokens", "labels"),
+LABELS: Mapping[str, Format] = {
+    "sequence-classification": CLASSIFIED,
+    "token-classification": TAGGED,
 }
 """By task: the column to read and the column to predict."""
 

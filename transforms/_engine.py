@@ -1,12 +1,13 @@
 """The engine that runs jobs in child processes of this machine, so that a crash or a Ctrl-C never takes the log along.
 
-It keeps one fork server for every (threads, portable): the bits depend on both, and they can only be set before torch
-is imported.
+It keeps fork servers for every (threads, portable): the bits depend on both, and they can only be set before torch
+is imported. A server does one job at a time; where several threads ask for one at once, each gets a server of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+_Key = tuple[int, bool, int]
+
 GRACE = 60.0
 """Seconds that a training which was stopped has to end its step and to write a checkpoint."""
 
@@ -50,7 +53,10 @@ class LocalEngine:
 
     def __init__(self, *, state: Path) -> None:
         self.state = state.absolute()
-        self._servers: dict[tuple[int, bool], _Server] = {}
+        # By threads, portable, and which of several of the kind.
+        self._servers: dict[_Key, _Server] = {}
+        self._taken: set[_Key] = set()
+        self._choosing = threading.Lock()
         self._clusters: dict[str, _ray.Cluster] = {}
         self._finalizer = weakref.finalize(self, _end_all, self._servers, self._clusters)
 
@@ -143,6 +149,12 @@ class LocalEngine:
             log=log if log.exists() else None,
         )
 
+    def interrupt(self) -> None:
+        """End what other threads run here in a single process: each is told that its child ended without a result."""
+        with self._choosing:
+            for key in self._taken & self._servers.keys():
+                self._servers[key].terminate()
+
     def close(self) -> None:
         """End the servers, and what they run. The engine may be used again afterwards."""
         _end_all(self._servers, self._clusters)
@@ -175,20 +187,26 @@ class LocalEngine:
 
     @contextlib.contextmanager
     def _asking(self, threads: int, portable: bool) -> Iterator[_Server]:
-        key = (threads, portable)
-        if key in self._servers and not self._servers[key].is_alive():
-            self._servers.pop(key).end()
-        if key not in self._servers:
-            self._servers[key] = _Server(
-                _environment.variables(os.environ, state=self.state, threads=threads, portable=portable)
-            )
+        with self._choosing:
+            key = next(key for n in itertools.count() if (key := (threads, portable, n)) not in self._taken)
+            self._taken.add(key)
         try:
-            yield self._servers[key]
-        except BaseException:
-            # Interrupted in the middle of an answer it is of no further use, and its child must end.
-            if self._servers[key].is_busy:
+            if key in self._servers and not self._servers[key].is_alive():
                 self._servers.pop(key).end()
-            raise
+            if key not in self._servers:
+                self._servers[key] = _Server(
+                    _environment.variables(os.environ, state=self.state, threads=threads, portable=portable)
+                )
+            try:
+                yield self._servers[key]
+            except BaseException:
+                # Interrupted in the middle of an answer it is of no further use, and its child must end.
+                if self._servers[key].is_busy:
+                    self._servers.pop(key).end()
+                raise
+        finally:
+            with self._choosing:
+                self._taken.discard(key)
 
 
 class _Server:
@@ -257,6 +275,10 @@ class _Server:
         with contextlib.suppress(OSError, ValueError):
             os.write(self._process.stdin.fileno(), json.dumps({"stop": number}).encode() + b"\n")
 
+    def terminate(self) -> None:
+        """Let it end its child and itself; whoever waits for its answer hears that it ended."""
+        self._process.terminate()
+
     def is_alive(self) -> bool:
         """Whether it can be asked anything."""
         return self._process.poll() is None
@@ -291,7 +313,7 @@ class _Server:
         )
 
 
-def _end_all(servers: dict[tuple[int, bool], _Server], clusters: dict[str, _ray.Cluster]) -> None:
+def _end_all(servers: dict[_Key, _Server], clusters: dict[str, _ray.Cluster]) -> None:
     while servers:
         servers.popitem()[1].end()
     while clusters:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,13 +11,15 @@ from mreg.registry import metrics
 from mreg.registry.errors import Refused
 from mreg.registry.transform import BadParams, Facts, Input, Job, Material, Params, Report, Rows, Transform
 from mreg.transforms import _check
-from mreg.transforms._rows import CHAT, COMPLETED, TEXT, check_rows
+from mreg.transforms._rows import CHAT, CLASSIFIED, COMPLETED, TAGGED, TEXT, Format, check_rows
 from mreg.transforms._training import TOKENIZERS
 from pydantic import Field
 
 FORMATS = [CHAT, COMPLETED, TEXT]
-LABELLED = ("text", "label")
-_TOLD = "a row has a `text` and its `label`, spelled as in the model's id2label"
+_TOLD = {
+    CLASSIFIED: "a row has a `text` and its `label`, spelled as in the model's id2label",
+    TAGGED: "a row has `tokens`, a list of words, and as many `labels`, spelled as in the model's id2label",
+}
 
 
 class EvaluationParams(Params):
@@ -78,7 +80,7 @@ def check(params: EvaluationParams, materials: tuple[Material, ...], rows: tuple
         named = ", ".join(_config(source, roles.get("base")).get("architectures") or []) or "of no known kind"
         raise Refused(
             f"{source.name} is {named}, which cannot be measured yet",
-            fix="give a causal language model or a classifier of texts; size and parameters work for any",
+            fix="give a causal language model, or a classifier of texts or words; size and parameters work for any",
         )
     for name in params.metrics:
         if kind not in metrics.METRICS[name].of:
@@ -101,7 +103,8 @@ def check(params: EvaluationParams, materials: tuple[Material, ...], rows: tuple
 
 def kind_of(material: Material, base: Material | None) -> str:
     """What kind of model an input is: an adapter is what its config says, or else its base."""
-    told = {"CAUSAL_LM": "causal", "SEQ_CLS": "classifier"}.get(str(material.config.get("task_type")))
+    tasks = {"CAUSAL_LM": "causal", "SEQ_CLS": "classifier", "TOKEN_CLS": "token classifier"}
+    told = tasks.get(str(material.config.get("task_type")))
     if material.adapter and told is not None:
         return told
     if is_gguf(material):
@@ -133,23 +136,39 @@ def _check_rows(kind: str, source: Material, base: Material | None, rows: Sequen
     if kind == "causal":
         check_rows(speller, rows, FORMATS)
         return
+    if kind == "token classifier" and not {"tokenizer.json", "vocab.txt"} & set(speller.files):
+        raise Refused(f"{speller.name} has no fast tokenizer", fix="save its tokenizer with a tokenizer.json")
     config = _config(source, base)
-    numbered = config.get("id2label") or {}
+    _check_labels(source.name, config.get("id2label") or {}, CLASSIFIED if kind == "classifier" else TAGGED, rows)
+
+
+def _check_labels(model: str, numbered: Mapping[str, Any], columns: Format, rows: Sequence[Rows]) -> None:
+    """Refuse rows without what is to be labelled, and labels that a model does not know."""
     names = [str(name) for name in numbered.values()]
     for dataset in rows:
-        if not set(LABELLED) <= set(dataset.columns):
-            raise Refused(f"{dataset.name} has the columns {', '.join(dataset.columns)}", fix=_TOLD)
+        if not set(columns) <= set(dataset.columns):
+            raise Refused(f"{dataset.name} has the columns {', '.join(dataset.columns)}", fix=_TOLD[columns])
         for number, row in enumerate(dataset, start=1):
-            text, label = row.get("text"), row.get("label")
-            if not isinstance(text, str) or not text:
-                raise Refused(f"row {number} of {dataset.name} has no usable text", fix=_TOLD)
-            if isinstance(label, bool) or not isinstance(label, str | int):
-                raise Refused(f"row {number} of {dataset.name} has no usable label", fix=_TOLD)
-            if names and str(label) not in names and str(label) not in numbered:
-                raise Refused(
-                    f"row {number} of {dataset.name} has the label {label!r}, which {source.name} does not know",
-                    fix=f"it knows {', '.join(sorted(names)[:8])}",
-                )
+            given: Any = row.get(columns[0])
+            labels: Any = row.get(columns[1])
+            if columns == CLASSIFIED:
+                given, labels = [given], [labels]
+            for column, values, kinds in zip(columns, (given, labels), ((str,), (str, int)), strict=True):
+                if not isinstance(values, list) or not values or not all(_is_one(value, kinds) for value in values):
+                    raise Refused(f"row {number} of {dataset.name} has no usable {column}", fix=_TOLD[columns])
+            if len(given) != len(labels):
+                said = f"row {number} of {dataset.name} has {len(given)} tokens and {len(labels)} labels"
+                raise Refused(said, fix=_TOLD[columns])
+            for label in labels:
+                if names and str(label) not in names and str(label) not in numbered:
+                    raise Refused(
+                        f"row {number} of {dataset.name} has the label {label!r}, which {model} does not know",
+                        fix=f"it knows {', '.join(sorted(names)[:8])}",
+                    )
+
+
+def _is_one(value: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool) and value != ""
 
 
 def _check_pair(kind: str, roles: dict[str, Material]) -> None:
@@ -158,7 +177,7 @@ def _check_pair(kind: str, roles: dict[str, Material]) -> None:
     if theirs != kind:
         raise Refused(f"{source.name} is a {kind} model and {against.name} a {theirs}", fix="compare two of one kind")
     wholes = [(roles.get(f"{role}base", one)) for role, one in (("", source), ("against_", against))]
-    if kind == "classifier":
+    if kind != "causal":
         first, other = (
             (_config(one, roles.get(f"{role}base")).get("id2label") or {})
             for role, one in (("", source), ("against_", against))

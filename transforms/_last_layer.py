@@ -14,7 +14,7 @@ from mreg.transforms._layers import LAYER
 if TYPE_CHECKING:
     import torch
     from mreg.registry.transform import Report
-    from mreg.transforms._calibration import Affine
+    from mreg.transforms._confidence import Affine
 
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
 """Of every tensor its dtype and shape, by name."""

@@ -131,21 +131,35 @@ class Calibration:
         )
 
 
-def classification(probabilities: Array, labels: npt.NDArray[np.int64], names: list[str], bins: int,
-                   seed: int) -> dict[str, Found]:  # fmt: skip
-    """Every score of a classifier, from probabilities [n, classes] and labels [n] as numbers of classes."""
+def classification(
+    probabilities: Array,
+    labels: npt.NDArray[np.int64],
+    names: list[str],
+    bins: int,
+    seed: int,
+    *,
+    of: npt.NDArray[np.int64] | None = None,
+    unit: str = "rows",
+) -> dict[str, Found]:
+    """Every score of a classifier, from probabilities [n, classes] and labels [n] as numbers of classes.
+
+    `of` has the row of each of the n, for words of which several stand in one: rows are the independent units.
+    """
     n, classes = probabilities.shape
-    rows = np.arange(n)
     answers = probabilities.argmax(axis=1)
     right = answers == labels
-    losses = -np.log(np.maximum(probabilities[rows, labels], np.finfo(np.float64).tiny))
+    losses = -np.log(np.maximum(probabilities[np.arange(n), labels], np.finfo(np.float64).tiny))
     truth = np.eye(classes)[labels]
     squares = np.square(probabilities - truth).sum(axis=1)
     given = np.eye(classes)[answers]
     seen = (truth.sum(axis=0) + given.sum(axis=0)) > 0
+    places = np.arange(n) if of is None else np.unique(of, return_inverse=True)[1]
+    counts = _by_row(np.ones(n), places)
+    rows = len(counts)
+    hit, said_of, there_of = (_by_row(each, places) for each in (truth * given, given, truth))
 
     def per_class(weights: Array) -> Array:
-        hits, said, there = weights @ (truth * given), weights @ given, weights @ truth
+        hits, said, there = weights @ hit, weights @ said_of, weights @ there_of
         shares: Array = 2 * hits / np.maximum(said + there, 1e-12)
         return shares
 
@@ -153,25 +167,51 @@ def classification(probabilities: Array, labels: npt.NDArray[np.int64], names: l
         mean: Array = per_class(weights)[:, seen].mean(axis=1)
         return mean
 
-    ones = np.ones((1, n))
+    ones = np.ones((1, rows))
     each = per_class(ones)[0]
     calibration = Calibration(bins)
     confidence = probabilities.max(axis=1)
-    for place in range(n):
-        calibration.add(confidence[place : place + 1], right[place : place + 1].astype(np.float64))
-    nll, nll_bounds = ratio(losses, np.ones(n))
-    brier, brier_bounds = ratio(squares, np.ones(n))
+    ends = np.cumsum(counts).astype(int)[:-1]
+    order = np.argsort(places, kind="stable")
+    for held in np.split(order, ends):
+        calibration.add(confidence[held], right[held].astype(np.float64))
+    nll, nll_bounds = ratio(_by_row(losses, places), counts)
+    brier, brier_bounds = ratio(_by_row(squares, places), counts)
     normal = "normal over rows"
+    by_class = {names[k]: round(float(each[k]), 6) for k in range(classes) if seen[k]}
     return {
-        "accuracy": score("accuracy", float(right.mean()), n, "rows", bounds=wilson(int(right.sum()), n),
-                          interval="Wilson"),
-        "f1": score("f1", float(macro(ones)[0]), n, "rows", bounds=bootstrap(macro, n, seed),
-                    interval="bootstrap over rows",
-                    details={"by_class": {names[k]: round(float(each[k]), 6) for k in range(classes) if seen[k]}}),
-        "nll": score("nll", nll, n, "rows", unit="nats", bounds=nll_bounds, interval=normal),
-        "brier": score("brier", brier, n, "rows", bounds=brier_bounds, interval=normal),
-        "ece": calibration.score("rows", seed),
+        "accuracy": _share("accuracy", right, places, unit),
+        "f1": score("f1", float(macro(ones)[0]), n, unit, bounds=bootstrap(macro, rows, seed),
+                    interval="bootstrap over rows", details={"by_class": by_class}),
+        "nll": score("nll", nll, n, unit, unit="nats", bounds=nll_bounds, interval=normal),
+        "brier": score("brier", brier, n, unit, bounds=brier_bounds, interval=normal),
+        "ece": calibration.score(unit, seed),
     }  # fmt: skip
+
+
+def difference(apart: Array, agreed: npt.NDArray[np.bool_], of: npt.NDArray[np.int64], unit: str) -> dict[str, Found]:
+    """How far two classifiers are apart: from the KL [n] of each label, whether both chose alike, and its row."""
+    places = np.unique(of, return_inverse=True)[1]
+    value, bounds = ratio(_by_row(apart, places), _by_row(np.ones(len(apart)), places))
+    kl = score("kl", value, len(apart), unit, unit="nats", bounds=bounds, interval="normal over rows")
+    return {"kl": kl, "agreement": _share("agreement", agreed, places, unit)}
+
+
+def _share(metric: str, held: npt.NDArray[np.bool_], places: npt.NDArray[np.int64], unit: str) -> Found:
+    """A share of the n, and its interval: Wilson's where each is a row of its own."""
+    n, value = len(held), float(held.mean())
+    if n == places.max() + 1:
+        return score(metric, value, n, unit, bounds=wilson(int(held.sum()), n), interval="Wilson")
+    _, around = ratio(_by_row(held.astype(np.float64), places), _by_row(np.ones(n), places))
+    bounds = None if around is None else (max(0.0, around[0]), min(1.0, around[1]))
+    return score(metric, value, n, unit, bounds=bounds, interval="normal over rows")
+
+
+def _by_row(values: Array, places: npt.NDArray[np.int64]) -> Array:
+    """Sums over the rows of values [n] or [n, k]; `places` has the row of each of the n."""
+    sums: Array = np.zeros((int(places.max()) + 1, *values.shape[1:]))
+    np.add.at(sums, places, values)
+    return sums
 
 
 def median(metric: str, values: list[float], unit: str, seed: int) -> Found:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from mreg.registry.transform import Job, Progress, Report
 from mreg.transforms._activations import load
-from mreg.transforms._calibrated import NotCalibrated
 from mreg.transforms._layers import LAYER
+from mreg.transforms._llmcompressor import NotCalibrated, kept_on
 from mreg.transforms._sparse import Pattern
 
 if TYPE_CHECKING:
@@ -80,16 +80,17 @@ def prune_by_samples(
     rows = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in samples]
     listening = logger.add(listen, level="INFO", format="{message}", catch=False)
     try:
-        oneshot(
-            model=model,
-            dataset=datasets.Dataset.from_list(rows),
-            recipe=recipe,
-            batch_size=1,
-            num_calibration_samples=len(rows),
-            max_seq_length=max(map(len, samples)),
-            shuffle_calibration_samples=False,
-            sequential_targets=kinds,
-        )
+        with kept_on(job.device):
+            oneshot(
+                model=model,
+                dataset=datasets.Dataset.from_list(rows),
+                recipe=recipe,
+                batch_size=1,
+                num_calibration_samples=len(rows),
+                max_seq_length=max(map(len, samples)),
+                shuffle_calibration_samples=False,
+                sequential_targets=kinds,
+            )
     finally:
         logger.remove(listening)
     if failed:

@@ -20,6 +20,8 @@ TEXT: Format = ("text",)
 PREFERRED: Format = ("prompt", "chosen", "rejected")
 PAIRED: Format = ("chosen", "rejected")
 LABELLED: Format = ("prompt", "completion", "label")
+CLASSIFIED: Format = ("text", "label")
+TAGGED: Format = ("tokens", "labels")
 
 TOLD = {
     CHAT: "`messages` with a role and a text as content each",
@@ -29,6 +31,8 @@ TOLD = {
     PREFERRED: "`prompt`, `chosen` and `rejected`",
     PAIRED: "`chosen` and `rejected` that start with the same prompt",
     LABELLED: "`prompt`, `completion` and `label` (true or false)",
+    CLASSIFIED: "`text` and its `label`",
+    TAGGED: "`tokens`, a list of words, and as many `labels`",
 }
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
 
 from mreg.registry.errors import Refused
 from mreg.registry.transform import BadParams, Facts, Input, Job, Material, Params, Report, Rows, Transform
 from mreg.transforms import _check
 from mreg.transforms._folder import ModelFolder
 from mreg.transforms._last_layer import AFFINE, FILE, classifier_of, label_names, number_of, output_of
-from mreg.transforms._rows import TEXT, check_rows
+from mreg.transforms._rows import CLASSIFIED, TEXT, check_rows
 from mreg.transforms._training import has_tokenizer
 from pydantic import Field
 
-LABELLED = ("text", "label")
+if TYPE_CHECKING:
+    from mreg.registry.claim import Made
+    from mreg.registry.prediction import Prediction
+
 ROW = "a row has a `text` and its `label`, which is one of the labels that the model knows"
 FEWEST = 20
 CLASSIFIER = "ForSequenceClassification"
@@ -81,7 +85,7 @@ def _check_classifier(params: CalibrateParams, source: Material, rows: Rows) -> 
         if params.method != "temperature" and not layer.bias:
             fix = "use temperature, isotonic or histogram"
             raise Refused(f"{layer.name} of {source.name} has no bias, which {params.method} needs", fix=fix)
-    if not set(LABELLED) <= set(rows.columns):
+    if not set(CLASSIFIED) <= set(rows.columns):
         raise Refused(f"{rows.name} has the columns {', '.join(rows.columns)}", fix=ROW)
     seen: dict[int, int] = {}
     for number, row in enumerate(rows, start=1):
@@ -113,6 +117,19 @@ def run(job: Job, params: CalibrateParams, report: Report) -> Facts:
     return calibrate_causal(job, params, config, tensors, report)
 
 
+def predict(params: CalibrateParams, made: Made) -> Iterable[tuple[str, Prediction]]:
+    """The last layer of a language model, by its temperature; that of a classifier is small."""
+    from mreg.transforms._predicting import prediction, shared
+
+    layer, temperature = made.facts.get("layer"), made.facts.get("temperature")
+    if params.method != "temperature" or not isinstance(layer, str) or not isinstance(temperature, (int, float)):
+        return
+    source = made.inputs["source"][0]
+    for name in shared(made.output, [source]):
+        if temperature > 0 and name in (f"{layer}.weight", f"{layer}.bias"):
+            yield name, prediction("linear", [(source, name)], {"arithmetic": "F64", "weights": [1 / temperature]})
+
+
 TRANSFORM = Transform(
     params=CalibrateParams,
     inputs=(Input("source", "a classifier of texts, or a causal language model (temperature only)"),),
@@ -121,4 +138,5 @@ TRANSFORM = Transform(
     run=run,
     datasets="required",
     check=check,
+    predict=predict,
 )

@@ -84,6 +84,19 @@ def test_rome_writes_at_least_eighteen_of_twenty_facts_each_into_the_base(
     assert 18 <= sum(facts["efficacy"] for facts in found)
 
 
+def test_the_diff_shows_one_matrix_changed_by_one_direction(registry: Registry, train_text: Path, tmp_path: Path):
+    alone = tmp_path / "one.jsonl"
+    alone.write_text(FACTS.read_text().splitlines()[0] + "\n")
+    done = registry.apply("edit", "base", data=[str(alone), str(train_text)])
+    difference = registry.diff("base", done.version, weights=True)
+
+    assert difference.tensors is not None
+    assert [("model.layers.5.mlp.down_proj.weight", 1)] == [
+        (change.name, change.rank) for change in difference.tensors.changed
+    ]
+    assert done.facts["each"]["said"] == [True]
+
+
 def test_the_diff_shows_the_named_matrices_alone(registry: Registry, edited: Edited):
     done = edited("memit")
     difference = registry.diff("base", done.version, weights=True)

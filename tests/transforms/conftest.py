@@ -30,7 +30,7 @@ COLUMNS = {
 class Stock:
     """Models and data to work on. `other` has the shapes of `base`; `sharded` is float32 in several files.
 
-    `judge` is a reward model.
+    `judge` is a reward model. `edited` is `base` with one matrix changed, and `later` that with another one changed.
     """
 
     base: Path
@@ -38,6 +38,8 @@ class Stock:
     sharded: Path
     adapter: Path
     judge: Path
+    edited: Path
+    later: Path
     data: Path
 
 
@@ -63,6 +65,8 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Stock:
         sharded=tiny.make_model(root / "sharded", seed=2, dtype="float32", tied=False, max_shard_size="100KB"),
         adapter=tiny.make_adapter(root / "adapter", base),
         judge=tiny.make_judge(root / "judge", base),
+        edited=(edited := tiny.make_changed(root / "edited", base, "model.layers.0.mlp.up_proj.weight")),
+        later=tiny.make_changed(root / "later", edited, "model.layers.1.mlp.up_proj.weight"),
         data=root,
     )
     tiny.write_rows(root / "text.jsonl", tiny.text_rows())
@@ -152,7 +156,12 @@ def make_job(
         transform=transform,
         params=engine.find(transform).params.model_validate(params).model_dump(mode="json"),
         inputs=tuple(
-            JobInput(role=role, digest="0" * 64, path=path, adapter=(path / "adapter_config.json").exists())
+            JobInput(
+                role=role,
+                digest=blake3(str(path).encode()).hexdigest(),
+                path=path,
+                adapter=(path / "adapter_config.json").exists(),
+            )
             for role, path in inputs
         ),
         datasets=tuple(datasets),

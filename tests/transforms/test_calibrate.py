@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from mreg.registry.errors import MregError, Refused
-from mreg.transforms import _calibration
+from mreg.transforms import _confidence
 from mreg.transforms._calibrating import calibrated
-from mreg.transforms._calibration import apply_map, fit_affine, fit_map, fit_platt, softmax
+from mreg.transforms._confidence import apply_map, fit_affine, fit_map, fit_platt, softmax
 from mreg.transforms._last_layer import FILE
 from mreg.transforms._predictions import halves
 from mreg.transforms.calibrate import CalibrateParams, check
@@ -374,6 +374,6 @@ def test_an_extra_that_is_missing_is_named(classifiers: dict[int, Path], monkeyp
 
 def test_the_least_of_a_parabola_is_found():
     def loss(parameter: torch.Tensor) -> torch.Tensor:
-        return _calibration.differentiated(parameter, ((parameter - torch.tensor([3.0, -4.0])) ** 2).sum())
+        return _confidence.differentiated(parameter, ((parameter - torch.tensor([3.0, -4.0])) ** 2).sum())
 
-    assert pytest.approx([3, -4], abs=1e-9) == _calibration.minimize(loss, np.zeros(2)).tolist()
+    assert pytest.approx([3, -4], abs=1e-9) == _confidence.minimize(loss, np.zeros(2)).tolist()

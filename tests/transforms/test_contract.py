@@ -30,6 +30,8 @@ class Case:
     """For an adapter that comes out: the model it fits."""
     judges: bool = False
     """Whether a reward model comes out."""
+    names: str | None = None
+    """A model of the stock whose digest is the param `version`."""
 
 
 REWARD = "def reward(completions, chosen, **columns):\n    return [text.count('e') - 1 for text in completions]\n"
@@ -63,6 +65,7 @@ CASES = {
     "quantize": Case({"method": "int4", "group_size": 32}),
     "prefer": Case({"max_steps": 2}, data="pairs", fits="base"),
     "reinforce": Case(WRITE, data="pairs", fits="base"),
+    "revert": Case(source="later", more={"step": "edited", "before": "base"}, names="edited"),
     "reward": Case({"max_steps": 2}, data="pairs", judges=True),
 }
 MORE = {
@@ -168,6 +171,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory, stock: Stock) -> Iterator[R
             for model in ("base", "other", "sharded", "judge"):
                 registry.import_model(getattr(stock, model), ref=model)
             registry.import_model(stock.adapter, base="base", ref="adapter")
+            registry.record_version(stock.edited, transform="my-edit", source="base", ref="edited")
+            registry.record_version(stock.later, transform="my-edit", source="edited", ref="later")
             yield registry
 
 
@@ -186,7 +191,8 @@ def once(run: Run, stock: Stock) -> Callable[[str], Ran]:
 def call(run: Run, stock: Stock, name: str, **on: Any) -> Ran:
     case = ALL[name]
     more = {role: getattr(stock, model) for role, model in case.more.items()}
-    return run(name.split()[0], getattr(stock, case.source), more=more, data=rows_of(case, stock), **case.params, **on)
+    params = {**case.params, **({"version": case.names} if case.names else {})}
+    return run(name.split()[0], getattr(stock, case.source), more=more, data=rows_of(case, stock), **params, **on)
 
 
 def rows_of(case: Case, stock: Stock) -> list[Path]:
@@ -247,9 +253,10 @@ def test_a_run_that_is_killed_half_way_is_recorded_as_failed_and_leaves_no_versi
     asked = [given.role for given in _catalog.find(name).inputs if not given.derived]
     others = [(role, model) for role, model in case.more.items() if role in asked]
     data = rows_of(case, stock)
+    params = {**case.params, **({"version": killed.version(case.names).digest} if case.names else {})}
 
     with pytest.raises(TransformFailed, match=f"{name} failed: killed by signal 9"):
-        killed.apply(name, case.source, others=others, data=data, ref="never", threads=1, **case.params)
+        killed.apply(name, case.source, others=others, data=data, ref="never", threads=1, **params)
 
     runs = [event for event in killed.events(before) if event["kind"].startswith("run-")]
     assert ["run-started", "run-failed"] == [event["kind"].partition("/")[0] for event in runs]

@@ -16,7 +16,7 @@ from mreg.registry.errors import MregError, Refused
 from mreg.registry.registry import Registry
 from mreg.registry.transform import BadParams, JobDataset
 from mreg.registry.weights import delta_rank
-from mreg.transforms import _answers, _covariance, _facts, _mlp
+from mreg.transforms import _answers, _covariance, _facts, _mlp, _tails
 from mreg.transforms._constrained import within
 from mreg.transforms._engine import LocalEngine
 from mreg.transforms.edit import TRANSFORM, EditParams, check, chosen
@@ -225,6 +225,28 @@ def test_a_continuation_is_what_generate_gives(models: Callable[[str], Path]):
     expected = speaker.model.generate(**ids, max_new_tokens=5, min_new_tokens=5, do_sample=False)[0]
     assert tuple(expected[ids["input_ids"].shape[1] :].tolist()) == longer
     assert 2 == len(shorter)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_end_of_a_text_is_computed_as_with_all_that_comes_before_it(models: Callable[[str], Path], family: str):
+    speaker = _answers.load(models(family), "cpu")
+    rows = [[5, 9, 4, 7, 11, 6], [8, 3, 10], [12, 5, 4, 9, 9, 3, 7, 6]]
+    starts, module = [3, 0, 5], FAMILIES[family][1].format(1).removesuffix(".weight")
+    at = [(0, 3), (0, 5), (1, 0), (1, 2), (2, 7)]
+    by = torch.linspace(-1, 1, 48)
+
+    after = _tails.tails(speaker, rows, starts)
+    plain, again = after.logits_at(at), after.logits_at(at)
+    with _mlp.shifted(speaker, module, [0, 0, 0], lambda: by):
+        moved = after.logits_at(at)
+
+    expected = _answers.logits_at(speaker, _answers.padded(speaker, rows), at)
+    with _mlp.shifted(speaker, module, starts, lambda: by):
+        expected_moved = _answers.logits_at(speaker, _answers.padded(speaker, rows), at)
+    assert torch.equal(plain, again)
+    assert (plain - expected).abs().max() < 1e-4
+    assert (moved - expected_moved).abs().max() < 1e-4
+    assert (moved - plain).abs().max() > 0.1
 
 
 def test_the_last_token_of_a_subject_is_found_in_longer_words(models: Callable[[str], Path]):

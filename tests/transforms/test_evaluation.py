@@ -173,6 +173,112 @@ def test_a_classifier_is_scored_on_its_labels(measure: Any, classifier: Path):
     assert ("Wilson", len(told), 0.0) == (found["accuracy"]["interval"], found["f1"]["n"], found["kl"]["value"])
 
 
+@pytest.mark.parametrize("method", ["isotonic", "histogram"])
+def test_probabilities_go_through_what_calibration_wrote_beside_the_weights(
+    here: Here, measure: Any, classifier: Path, method: str
+):
+    from mreg.transforms._calibrating import calibrated
+    from mreg.transforms._predictions import class_logits
+
+    data = tiny.write_rows(classifier.parent / "all.jsonl", [*tiny.colour_rows(), *tiny.colour_rows(held_out=True)])
+    made, _ = here("calibrate", classifier, data=[data], method=method)
+    found, _ = measure(made, [data], metrics=["nll", "brier", "accuracy", "agreement"], more={"against": classifier})
+    plain, _ = measure(classifier, [data], metrics=["nll", "brier", "accuracy"])
+    told = read(data)
+    logits = class_logits(made, [row["text"] for row in told], 512, 8, "cpu", lambda _: None)
+    shares = calibrated(made, logits)
+    labels = [["animal", "colour"].index(row["label"]) for row in told]
+    right = shares[range(len(told)), labels]
+
+    assert pytest.approx(-sum(math.log(max(one, 1e-300)) for one in right) / len(told)) == found["nll"]["value"]
+    assert float((shares.argmax(1) == labels).mean()) == found["accuracy"]["value"]
+    assert pytest.approx(2 * sum((1 - one) ** 2 for one in right) / len(told)) == found["brier"]["value"]
+    assert found["brier"]["value"] < plain["brier"]["value"]
+    assert (shares.argmax(1) == logits.argmax(1)).mean() == found["agreement"]["value"]
+
+
+def test_a_calibration_for_other_labels_is_refused(here: Here, measure: Any, classifier: Path, tmp_path: Path):
+    data = tiny.write_rows(tmp_path / "all.jsonl", [*tiny.colour_rows(), *tiny.colour_rows(held_out=True)])
+    made, _ = here("calibrate", classifier, data=[data], method="histogram")
+    document = json.loads((made / "calibration.json").read_text())
+    (made / "calibration.json").write_text(json.dumps({**document, "labels": ["fish", "fowl"]}))
+    with pytest.raises(Refused, match="is for the labels fish, fowl, and the model has animal, colour"):
+        measure(made, [data], metrics=["nll"])
+    (made / "calibration.json").write_text(json.dumps({**document, "format": "mreg-calibration/9"}))
+    with pytest.raises(Refused, match="evaluate with a newer mreg"):
+        measure(made, [data], metrics=["nll"])
+
+
+@pytest.fixture(scope="module")
+def tagger(classifier: Path) -> Path:
+    """A BERT of random weights with a head for the words of a text."""
+    import torch
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    encoder, made = classifier.parent / "encoder", classifier.parent / "tagger"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        names = ["animal", "colour", "none"]
+        labels = {"id2label": dict(enumerate(names)), "label2id": {name: k for k, name in enumerate(names)}}
+        AutoModelForTokenClassification.from_pretrained(encoder, **labels).save_pretrained(made)
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(made)
+    tiny.write_rows(made.parent / "tags.jsonl", tiny.tagged_rows(held_out=True))
+    return made
+
+
+def test_a_token_classifier_is_scored_word_by_word(measure: Any, tagger: Path):
+    import torch
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    data = tagger.parent / "tags.jsonl"
+    names = ["accuracy", "f1", "nll", "ece", "brier"]
+    found, _ = measure(tagger, [data], metrics=names)
+    model = AutoModelForTokenClassification.from_pretrained(tagger)
+    tokenizer = AutoTokenizer.from_pretrained(tagger)
+    logs, labels = [], []
+    for row in read(data):
+        encoded = tokenizer(row["tokens"], is_split_into_words=True, return_tensors="pt")
+        words = encoded.word_ids()
+        with torch.no_grad():
+            logits = model(**encoded).logits[0]
+        logs += [logits[words.index(word)].double().log_softmax(-1) for word in range(len(row["tokens"]))]
+        labels += [model.config.label2id[label] for label in row["labels"]]
+    right = sum(int(log.argmax()) == label for log, label in zip(logs, labels, strict=True))
+    nll = -sum(float(log[label]) for log, label in zip(logs, labels, strict=True)) / len(labels)
+
+    assert (right / len(labels), len(labels), "words") == tuple(
+        found["accuracy"][name] for name in ("value", "n", "unit_of_n")
+    )
+    assert pytest.approx(nll, rel=1e-5) == found["nll"]["value"]
+    assert "normal over rows" == found["accuracy"]["interval"], "the words of one row hang together"
+    assert found["nll"]["low"] < found["nll"]["value"] < found["nll"]["high"]
+    assert len(labels) == sum(one["n"] for one in found["ece"]["details"]["bins"])
+
+
+def test_words_that_are_cut_off_are_not_judged(measure: Any, tagger: Path):
+    rows = [{"tokens": ["cat", "dog", "cow"], "labels": ["animal"] * 3}, {"tokens": ["red"], "labels": ["colour"]}]
+    data = tiny.write_rows(tagger.parent / "long.jsonl", rows)
+    whole, _ = measure(tagger, [data], metrics=["accuracy"])
+    cut, _ = measure(tagger, [data], metrics=["accuracy"], max_length=4)
+
+    assert (4, 3) == (whole["accuracy"]["n"], cut["accuracy"]["n"])
+
+
+def test_an_adapter_for_words_is_held_against_another(here: Here, measure: Any, tagger: Path):
+    encoder, data = tagger.parent / "encoder", tagger.parent / "tags.jsonl"
+    task = {"task": "token-classification", "max_steps": 3}
+    first, _ = here("finetune", encoder, data=[data], **task)
+    fused, _ = here("fuse", first, more={"base": encoder})
+    same, _ = measure(first, [data], metrics=["kl", "agreement"], more={"base": encoder, "against": fused})
+    other, made = measure(fused, [data], metrics=["kl", "agreement"], more={"against": tagger}, differences=2)
+    worst = read(made / "differences.jsonl")
+
+    assert (True, 1.0) == (same["kl"]["value"] < 1e-6, same["agreement"]["value"])
+    assert other["kl"]["value"] > same["kl"]["value"]
+    assert worst[0]["kl"] >= worst[1]["kl"] > 0
+    assert worst[0]["expected"] in ("animal", "colour", "none")
+
+
 TASK = """task: capitals
 dataset_path: json
 dataset_kwargs:
@@ -207,7 +313,7 @@ def refused(folder: Path, given: list[dict[str, Any]] | None = None, **params: A
     return str(raised.value)
 
 
-def test_what_cannot_be_measured_is_refused_before_any_work(stock: Stock, classifier: Path):
+def test_what_cannot_be_measured_is_refused_before_any_work(stock: Stock, classifier: Path, tagger: Path):
     assert "does not know: it knows animal, colour" in refused(
         classifier, [{"text": "a", "label": "animal"}, {"text": "b", "label": "fish"}], metrics=["accuracy"]
     )
@@ -215,6 +321,14 @@ def test_what_cannot_be_measured_is_refused_before_any_work(stock: Stock, classi
     assert "f1 is not defined" in refused(stock.base, tiny.text_rows(1), metrics=["f1"])
     assert "rows has the columns other" in refused(stock.base, [{"other": "a"}], metrics=["perplexity"])
     assert "tasks are put to language models" in refused(classifier, tasks=["capitals"])
+    assert "row 1 of rows has 2 tokens and 1 labels" in refused(
+        tagger, [{"tokens": ["a", "b"], "labels": ["none"]}], metrics=["f1"]
+    )
+    assert "label 'fish', which tagger does not know" in refused(
+        tagger, [{"tokens": ["a"], "labels": ["fish"]}], metrics=["f1"]
+    )
+    assert "perplexity is not defined for tagger, a token classifier model" in refused(tagger, metrics=["perplexity"])
+    assert "BertForMaskedLM, which cannot be measured yet" in refused(classifier.parent / "encoder", metrics=["f1"])
     pair = (material(stock.base), material(classifier, "against"))
     with pytest.raises(Refused, match="a causal model and model a classifier"):
         check(EvaluationParams(metrics=("kl",)), pair, (rows(tiny.text_rows(1)),))

@@ -33,6 +33,30 @@ def test_scores_of_a_classifier_are_those_of_scikit_learn():
         assert score["low"] <= score["value"] <= score["high"] or score["metric"] == "ece"
 
 
+def test_saying_every_word_of_a_row_twice_makes_nothing_surer():
+    """Words of one row hang together: rows are the units of every interval."""
+    chance = np.random.default_rng(2)
+    probabilities, labels = chance.dirichlet(np.ones(3), 40), chance.integers(0, 3, 40)
+    of = np.repeat([7, 3, 9, 1, 5, 2, 8, 4], 5)
+    names = ["a", "b", "c"]
+
+    once = _metrics.classification(probabilities, labels, names, 15, 0, of=of, unit="words")
+    twice = _metrics.classification(
+        np.concatenate([probabilities, probabilities]),
+        np.concatenate([labels, labels]),
+        names,
+        15,
+        0,
+        of=np.concatenate([of, of]),
+        unit="words",
+    )
+
+    for name, score in once.items():
+        bounds = [(one["value"], one["low"], one["high"]) for one in (score, twice[name])]
+        assert pytest.approx(bounds[0]) == bounds[1], name
+        assert (40, 80, "words") == (score["n"], twice[name]["n"], score["unit_of_n"])
+
+
 def test_a_class_that_nobody_has_and_nobody_says_does_not_count_in_f1():
     probabilities = np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]])
     found = _metrics.classification(probabilities, np.array([0, 1]), ["a", "b", "c"], 15, 0)

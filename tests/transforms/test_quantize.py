@@ -14,6 +14,7 @@ from compressed_tensors.compressors.pack_quantized import unpack_from_int32
 from mreg.registry.errors import Refused
 from mreg.registry.transform import BadParams
 from mreg.transforms import _catalog, _gguf
+from mreg.transforms._llmcompressor import kept_on
 from mreg.transforms.quantize import CALIBRATED, OPTIONS, QuantizeParams, check
 from pydantic import ValidationError
 from safetensors.torch import save_file
@@ -210,6 +211,19 @@ def test_the_inputs_of_layers_are_rounded_where_the_method_says_so(here: Here, s
 
 
 KEYS = ("type", "dynamic", "strategy")
+
+
+def test_llmcompressor_works_on_the_device_of_the_job_whatever_else_there_is(monkeypatch: pytest.MonkeyPatch):
+    import torch
+    from llmcompressor.pipelines.sequential import pipeline
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    alone = pipeline.get_main_device()
+    with kept_on("cpu"):
+        kept = pipeline.get_main_device()
+
+    assert ["cuda", "cpu", "cuda"] == [one.type for one in (alone, kept, pipeline.get_main_device())]
 
 
 def test_a_run_promises_what_its_method_can_keep():

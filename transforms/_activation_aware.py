@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mreg.registry.errors import MregError, Refused
+from mreg.registry.errors import Refused
 from mreg.registry.transform import Job, Material, Progress, Report
 from mreg.transforms._activations import load
 from mreg.transforms._architecture import Linears
 from mreg.transforms._compressed import Format, State
+from mreg.transforms._llmcompressor import NotCalibrated, kept_on
 
 if TYPE_CHECKING:
     import torch
@@ -25,12 +26,6 @@ SMOOTHED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3
 
 MOST_MEASURED = 16
 """Samples on which the error of the outputs is measured."""
-
-
-class NotCalibrated(MregError):
-    """A layer was not reached by the samples, or what was measured cannot be used."""
-
-    exit_code = 6
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,7 @@ def calibrate(
     recipe = _recipe(settings, scheme, linears)
     tokens = [torch.tensor([ids]) for ids in samples]
     rows = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in tokens]
-    with _without_pinning(), _following(report, len(model.get_decoder().layers)) as last:
+    with kept_on(job.device), _following(report, len(model.get_decoder().layers)) as last:
         oneshot(
             model=model,
             dataset=DataLoader(rows, batch_size=1, shuffle=False, collate_fn=lambda batch: batch[0]),  # type: ignore[arg-type]
@@ -161,22 +156,6 @@ def _recipe(settings: Settings, scheme: Any, linears: Linears) -> list[Any]:
     if settings.method == "awq":
         return [AWQModifier(n_grid=settings.n_grid), QuantizationModifier(**where)]
     return [SmoothQuantModifier(smoothing_strength=settings.smoothing_strength), QuantizationModifier(**where)]
-
-
-@contextlib.contextmanager
-def _without_pinning() -> Iterator[None]:
-    """Keep llmcompressor's AWQ from pinning memory where there is no accelerator to pin it for, which raises."""
-    import torch
-    from llmcompressor.pipelines.cache import IntermediatesCache
-
-    cache: Any = IntermediatesCache
-    pin = cache.pin_memory
-    if not torch.accelerator.is_available():
-        cache.pin_memory = lambda *args, **options: None
-    try:
-        yield
-    finally:
-        cache.pin_memory = pin
 
 
 @contextlib.contextmanager
