@@ -17,7 +17,10 @@ def checkout(call: Call, rev: str, folder: Path) -> None:
     """Write a version's files into a folder, byte for byte."""
     with call.open() as registry, progress.of_bytes("writing") as report:
         version = registry.check_out(rev, folder, report=report)
+        (row,) = registry.nodes([version.digest])
         objects = len(registry.manifest(version).objects()) if call.json else 0
+    if row["recalled"]:
+        screen.note(f"warning: {version} is recalled: `mreg show {version}` says why")
     if call.json:
         screen.emit(
             {
@@ -27,6 +30,7 @@ def checkout(call: Call, rev: str, folder: Path) -> None:
                 "files": version.files,
                 "bytes": version.bytes,
                 "objects": objects,
+                "recalled": row["recalled"],
             }
         )
     else:

@@ -63,16 +63,16 @@ WALK = (
             "of training can depend on it.",
             Run(
                 "mreg apply finetune --from base --data docstrings --method lora --rank 8 --max-steps 12 \\\n"
-                "    --learning-rate 2e-3 --max-length 96 --threads 1 --as docs/lora -m 'answer as docstrings do'"
+                "    --learning-rate 2e-3 --max-length 96 --threads 1 -m 'answer as docstrings do'"
             ),
             "An adapter is a version of its own, and it knows the one base that it fits. Fused, it is a model:",
-            Run("mreg apply fuse --from docs/lora --as docs/fused"),
+            Run("mreg apply fuse --from v2"),
             "A fifth of the base is mixed back in, so that less is forgotten; then small weights go, then bits.",
-            Run("mreg apply merge --from docs/fused --with base --weights 0.8,0.2 --as docs/merged"),
-            Run("mreg apply prune --from docs/merged --sparsity 0.1 --as docs/pruned"),
-            Run("mreg apply quantize --from docs/pruned --method int8 --as prod -m 'first release'"),
+            Run("mreg apply merge --from v3 --with base --weights 0.8,0.2"),
+            Run("mreg apply prune --from v4 --sparsity 0.1"),
+            Run("mreg apply quantize --from v5 --method int8 --as prod -m 'first release'"),
             "The same step again costs nothing: the log knows the answer.",
-            Run("mreg apply quantize --from docs/pruned --method int8"),
+            Run("mreg apply quantize --from v5 --method int8"),
             Run("mreg checkout prod release-1"),
             ask("release-1"),
         ),
@@ -84,7 +84,15 @@ WALK = (
             Run("mreg lineage base"),
             "What a step really did shows in the weights. A LoRA of rank 8 was fused: the embeddings and norms are",
             "untouched, and each changed matrix moved in 8 directions, give or take what rounding to bfloat16 adds.",
-            Run("mreg diff base docs/fused --weights", exits=(1,)),
+            Run("mreg diff base v3 --weights", exits=(1,)),
+        ),
+    ),
+    Scene(
+        "What does keeping all of it take?",
+        (
+            "Next to nothing: the log says how the fused, the merged and the pruned model came about, so they are kept",
+            "as that recipe and what it gets wrong. What a name points at is stored to be read fast.",
+            Run("mreg du"),
         ),
     ),
     Scene(
@@ -93,7 +101,7 @@ WALK = (
             "Somebody trains further, on all weights, with a learning rate a thousand times too high,",
             "and it goes straight to prod.",
             Run(
-                "mreg apply finetune --from docs/fused --data docstrings --method full --max-steps 3 \\\n"
+                "mreg apply finetune --from v3 --data docstrings --method full --max-steps 3 \\\n"
                 "    --learning-rate 3e-2 --max-length 96 --threads 1 --as prod -m 'even better answers'"
             ),
             Run("mreg checkout prod release-2"),

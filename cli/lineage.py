@@ -80,7 +80,7 @@ def _tree(graph: Lineage, rows: dict[Digest, Any], *, upwards: bool) -> Iterable
 
     def label(node: Digest, above: Digest | None, again: bool) -> str:
         row = rows[node]
-        name = screen.ink(f"v{row['number']}", "yellow", bold=node == graph.centre)
+        name = screen.ink(f"v{row['number']}", "yellow", bold=node == graph.centre) + steps.recalled(row)
         pair = (node, above) if upwards else (above, node)
         played = [role for role in roles.get(pair, ()) if role != "source"]  # type: ignore[arg-type]  # no edge has None
         said = [screen.ink("(above)", dim=True)] if again else [steps.refs(row), steps.summary(row)]
@@ -116,7 +116,8 @@ def _dot(graph: Lineage, rows: dict[Digest, Any]) -> Iterator[str]:
     for digest, row in rows.items():
         words = "\\n".join(_quoted(part) for part in _label(row))
         bold = ", penwidth=2" if digest == graph.centre else ""
-        yield f'  v{row["number"]} [label="{words}"{bold}];'
+        red = ", color=red" if row["recalled"] else ""
+        yield f'  v{row["number"]} [label="{words}"{bold}{red}];'
     for edge in graph.edges:
         role = "" if edge.role == "source" else f' [label="{_quoted(edge.role)}"]'
         yield f"  v{graph.numbers[edge.parent]} -> v{graph.numbers[edge.child]}{role};"
@@ -125,6 +126,7 @@ def _dot(graph: Lineage, rows: dict[Digest, Any]) -> Iterator[str]:
 
 def _mermaid(graph: Lineage, rows: dict[Digest, Any]) -> Iterator[str]:
     yield "graph TD"
+    recalled = [f"v{row['number']}" for row in rows.values() if row["recalled"]]
     for row in rows.values():
         words = "<br/>".join(
             html.escape(text.clean(part)).replace("&", "#").replace("#amp;", "&amp;") for part in _label(row)
@@ -133,10 +135,13 @@ def _mermaid(graph: Lineage, rows: dict[Digest, Any]) -> Iterator[str]:
     for edge in graph.edges:
         role = "" if edge.role == "source" else f"|{html.escape(text.clean(edge.role))}|"
         yield f"  v{graph.numbers[edge.parent]} -->{role} v{graph.numbers[edge.child]}"
+    if recalled:
+        yield "  classDef recalled stroke:#c00,stroke-width:3px"
+        yield f"  class {','.join(recalled)} recalled"
 
 
 def _label(row: Any) -> list[str]:
-    return [" ".join([f"v{row['number']}", *row["refs"]]), steps.transform(row)]
+    return [" ".join([f"v{row['number']}", *row["refs"]]), steps.transform(row), *["recalled"] * bool(row["recalled"])]
 
 
 def _quoted(words: str) -> str:

@@ -11,11 +11,14 @@ from mreg.cli.screen import Column
 @click.command("list", cls=Command, example="mreg list\nmreg list --json")
 @click.pass_obj
 def list_(call: Call) -> None:
-    """List every version."""
+    """List every version.
+
+    A version that fails a guard has a `!` beside its number; `(recalled)` is one that is, or came of what is.
+    """
     with call.open() as registry:
         rows = registry.listing()
     if call.json:
-        screen.emit([steps.document(row) for row in rows])
+        screen.emit([{**steps.document(row), "fails": row["fails"]} for row in rows])
         return
     if not rows:
         screen.hint("there is no version yet: mreg import FOLDER --as base")
@@ -32,13 +35,19 @@ def list_(call: Call) -> None:
         columns,
         [
             [
-                screen.ink(f"v{row['number']}", "yellow"),
+                screen.ink(f"v{row['number']}", "yellow")
+                + (screen.ink(" !", "red", bold=True) if row["fails"] else "")
+                + steps.recalled(row),
                 screen.ink(row["digest"][:12], dim=True),
                 screen.ink(",".join(map(text.clean, row["refs"])), "green") or "-",
                 steps.summary(row),
-                text.size(row["bytes"]),
+                text.size(row["bytes"]) + ", evicted" * bool(row["evicted"]),
                 text.moment(row["recorded_at"]),
             ]
             for row in rows
         ],
     )
+    failing = [f"v{row['number']}" for row in rows if row["fails"]]
+    if failing:
+        fails = "fails a guard" if len(failing) == 1 else "fail a guard"
+        screen.hint(f"{', '.join(failing)} {fails}: `mreg show {failing[-1]}` tells by how much")

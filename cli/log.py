@@ -78,4 +78,5 @@ def _entry(row: Row) -> list[str]:
 
 
 def _name(row: Row) -> str:
-    return f"{screen.ink('v' + str(row['number']), 'yellow', bold=True)} {screen.ink(row['digest'][:12], dim=True)}"
+    number = screen.ink(f"v{row['number']}", "yellow", bold=True)
+    return f"{number}{steps.recalled(row)} {screen.ink(row['digest'][:12], dim=True)}"

@@ -28,6 +28,7 @@ COMMANDS = {
         "run": "mreg.cli.run:run",
         "record": "mreg.cli.record:record",
         "rebase": "mreg.cli.rebase:rebase",
+        "revert": "mreg.cli.revert:revert",
         "transforms": "mreg.cli.transforms:transforms",
         "data": "mreg.cli.data:data",
     },
@@ -50,6 +51,7 @@ COMMANDS = {
     "Names": {
         "ref": "mreg.cli.ref:ref",
         "rollback": "mreg.cli.ref:rollback",
+        "recall": "mreg.cli.recall:recall",
     },
     "Take out, prove": {
         "checkout": "mreg.cli.checkout:checkout",
@@ -57,6 +59,13 @@ COMMANDS = {
         "verify": "mreg.cli.verify:verify",
         "fsck": "mreg.cli.integrity:fsck",
         "rebuild": "mreg.cli.integrity:rebuild",
+    },
+    "Keep small": {
+        "du": "mreg.cli.du:du",
+        "gc": "mreg.cli.gc:gc",
+        "evict": "mreg.cli.evict:evict",
+        "restore": "mreg.cli.evict:restore",
+        "repack": "mreg.cli.repack:repack",
     },
 }
 

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from mreg.registry.references import Moved
 
 
-force = click.option("--force", is_flag=True, help="Even if the version fails a guard; that is recorded.")
+force = click.option(
+    "--force", is_flag=True, help="Even if the version fails a guard or is recalled; that is recorded."
+)
 
 
 @click.group(cls=Group, example="mreg ref set prod v3 -m 'passed review'\nmreg ref log prod")
@@ -30,8 +32,8 @@ def ref() -> None:
 def set_(call: Call, name: str, rev: str, force: bool, message: str) -> None:
     """Point a name at a version.
 
-    One that fails a guard is refused, with exit code 1, and so is one that does not hold what `mreg policy` says of
-    the name; what that needs is measured first.
+    One that fails a guard or is recalled is refused, with exit code 1, and so is one that does not hold what
+    `mreg policy` says of the name; what that needs is measured first.
     """
     with call.open() as registry:
         with progress.of_run(f"asking the guards of {name}", at_once=False) as report:
@@ -137,7 +139,7 @@ def rollback(call: Call, ref: str, to: str | None, force: bool, message: str) ->
     """Put a name back where it was.
 
     Done again, it goes one move further back. Nothing is deleted. Nothing is measured either: only a version that is
-    known to fail a guard is refused.
+    recalled or known to fail a guard is refused.
     """
     with call.open() as registry:
         _tell(call, registry.rollback(ref, to=to, message=message, force=force))

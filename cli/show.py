@@ -32,7 +32,7 @@ def show(call: Call, rev: str, plot: Path | None) -> None:
     if call.json:
         screen.emit(_document(row))
         return
-    title = f"{screen.ink(row['version'], 'yellow', bold=True)} {steps.refs(row)}".rstrip()
+    title = f"{screen.ink(row['version'], 'yellow', bold=True)}{steps.recalled(row)} {steps.refs(row)}".rstrip()
     screen.line(f"{title}  {text.clean(row['architecture'])}")
     for name, pairs in (
         ("", _what(row)),
@@ -63,6 +63,7 @@ def _document(row: Mapping[str, Any]) -> dict[str, Any]:
         "run",
         "also_made_by",
         "replays",
+        "reproduced",
         "compute",
     )
     judged = [
@@ -84,10 +85,16 @@ def _document(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _what(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for one in row["recalled"]:
+        name = "" if one["digest"] == row["digest"] else f"{text.clean(one.get('version') or one['dataset'])}, "
+        by = f"{name}by {text.clean(one['actor'])} on {text.moment(one['at'])} UTC"
+        yield screen.ink("recalled", "red", bold=True), f"{by}: {text.clean(one['message'])}"
     yield "digest", row["digest"]
     yield "weights", row["weights"]
     counts = f"{text.amount(row['parameters'])} parameters in {text.plural(row['tensors'], 'tensor')}"
     yield "size", f"{text.size(row['bytes'])}, {text.plural(row['files'], 'file')}, {counts}"
+    if row["evicted"]:
+        yield "evicted", f"{text.moment(row['evicted'])} UTC; mreg restore {row['version']} makes the weights again"
     yield "fits", row.get("base_version") or ""
     yield "trusted", screen.ink(", ".join(row["marks"]), "magenta")
     yield "recorded", f"{text.moment(row['recorded_at'])} UTC, event {row['seq']}"
@@ -180,13 +187,19 @@ def _since(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "children", ", ".join(f"{one['version']} ({text.clean(one['transform'])})" for one in row["children"])
     for one in row["also_made_by"]:
         yield "made again", f"by {text.clean(one['transform'])} on {text.moment(one['ended_at'])}"
-    replays = row["replays"]
-    if replays:
-        good = [one for one in replays if one["verdict"] in ("bytes", "tensors", "close")]
-        machines = len({(one["environment"] or {}).get("cpu") for one in good})
-        times = {1: "once", 2: "twice"}.get(len(good), f"{len(good)} times")
-        on = f", on {machines} kinds of machine" if machines > 1 else ""
-        last = replays[-1]
-        yield "reproduced", f"{times}{on}" if good else screen.ink("never", "red")
+    yield "reproduced", _reproduced(row["reproduced"])
+    if row["replays"]:
+        last = row["replays"][-1]
         base = " from the base" if last["from_base"] else ""
         yield "last replay", f"{last['verdict']}{base}, {text.moment(last['ended_at'])} UTC"
+    if step := row["reproduced"]["as_step"]:
+        yield "as a step", f"{step['verdict']}, in a replay of {step['of']}, {text.moment(step['at'])} UTC"
+
+
+def _reproduced(told: Mapping[str, Any]) -> str:
+    """How often it came out again, bit for bit; nothing where nobody tried."""
+    if not told["times"]:
+        return screen.ink("never", "red") if told["attempted"] else ""
+    times = {1: "once", 2: "twice"}.get(told["times"], f"{told['times']} times")
+    machines = {1: "one machine", 2: "two machines"}.get(told["machines"], f"{told['machines']} machines")
+    return f"{times}, last on {text.moment(told['last'])} UTC, on {machines}"

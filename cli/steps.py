@@ -41,8 +41,10 @@ def document(row: Row) -> dict[str, Any]:
         "transform": transform(row),
         "params": row["params"] or {},
         "refs": row["refs"],
+        "recalled": row["recalled"],
         "scores": row.get("scores", []),
         "bytes": row["bytes"],
+        "evicted": row.get("evicted"),
         "parameters": row["parameters"],
         "architecture": row["architecture"],
         "adapter": row["adapter"],
@@ -66,6 +68,7 @@ def node(row: Row) -> dict[str, Any]:
         "version": f"v{row['number']}",
         "digest": row["digest"],
         "refs": row["refs"],
+        "recalled": row["recalled"],
         "transform": transform(row),
         "params": row["params"] or {},
         "origin": row["origin"],
@@ -110,6 +113,11 @@ def telling(params: Mapping[str, Any]) -> dict[str, Any]:
     """The params that steps are told apart by; the first few when none of the usual names is among them."""
     usual = [name for name in _TELLING if name in params and params[name] not in (None, [], "")]
     return {name: params[name] for name in usual[:5] or list(params)[:3]}
+
+
+def recalled(row: Row) -> str:
+    """` (recalled)`, or nothing."""
+    return " " + screen.ink("(recalled)", "red", bold=True) if row["recalled"] else ""
 
 
 def refs(row: Row) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -16,6 +17,7 @@ from mreg.registry.plain import is_plain
 
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _BARS = "▁▂▃▄▅▆▇█"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def clean(text: str) -> str:
@@ -127,9 +129,13 @@ def _is_number(given: Any) -> bool:
 
 
 def params(given: Mapping[str, Any] | None) -> str:
-    """`bits=8 group_size=64`: what was set, without what is empty."""
+    """`bits=8 group_size=64`: what was set, without what is empty; of a digest the beginning."""
     kept = {name: one for name, one in (given or {}).items() if one is not None and one != [] and one != ""}
-    return " ".join(f"{clean(name)}={value(one)}" for name, one in kept.items())
+    return " ".join(f"{clean(name)}={value(_short(one))}" for name, one in kept.items())
+
+
+def _short(given: Any) -> Any:
+    return given[:12] if isinstance(given, str) and _DIGEST.fullmatch(given) else given
 
 
 def sparkline(values: Iterable[float], width: int = 40) -> str:

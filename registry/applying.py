@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mreg.registry import checkpoints, datasets, queries, scratch
+from mreg.registry.candidates import NOTHING, Done, Guesses, of_step
 from mreg.registry.checkout import check_out
 from mreg.registry.checkpoints import Checkpoint
 from mreg.registry.digests import Digest
 from mreg.registry.errors import MregError
 from mreg.registry.events import Content, InputUsed, RunFailed, RunFinished, RunStarted
-from mreg.registry.folder import IncompleteModel, NoModel, UnsafeModel, look
+from mreg.registry.folder import FolderListing, IncompleteModel, NoModel, UnsafeModel, look
+from mreg.registry.holding import shared
 from mreg.registry.importing import is_there, take_in
+from mreg.registry.recalling import warn
 from mreg.registry.references import move_ref
 from mreg.registry.revs import check_ref_name
 from mreg.registry.safetensors_header import MalformedSafetensors
 from mreg.registry.steps import Ready, Request, prepare
-from mreg.registry.transform import Checkpointing, Job, JobDataset, JobInput, Outcome, Report
+from mreg.registry.transform import Checkpointing, Facts, Job, JobDataset, JobInput, Outcome, Report
 from mreg.registry.versions import Version
 
 if TYPE_CHECKING:
@@ -125,11 +129,14 @@ def apply(
         check_ref_name(ref)
     reap(registry)
     ready = prepare(registry, request)
+    warn(registry, [version for _, version in ready.inputs], ready.datasets)
     source, bench = ready.source, judging.Bench(request.seed, request.threads, request.device, request.portable)
     asked = judging.parse_all(registry, guards, source=source, bench=bench)
     fused = [(step.source, _do(registry, step, False, _before(ready), report)) for step in ready.fuse_first]
     ready = ready.on({adapter.digest: done.version for adapter, done in fused})
-    applied = replace(_do(registry, ready, fresh, message, report), fused=tuple(done for _, done in fused))
+    applied = replace(
+        _do(registry, ready, fresh, message, report, ref is not None), fused=tuple(done for _, done in fused)
+    )
     judged = judging.judge(registry, asked, applied.version, source, ref=None, bench=bench, report=report)
     applied = replace(applied, judged=judged)
     if ref is not None:
@@ -140,10 +147,10 @@ def apply(
     return applied
 
 
-def _do(registry: Registry, ready: Ready, fresh: bool, message: str, report: Report) -> Applied:
+def _do(registry: Registry, ready: Ready, fresh: bool, message: str, report: Report, named: bool = False) -> Applied:
     """Answer a step from the log, or run it."""
     known = _known(registry, ready)
-    return _answer(ready, known) if known and not fresh else _run(registry, ready, known, message, report)
+    return _answer(ready, known) if known and not fresh else _run(registry, ready, known, message, report, named)
 
 
 def _before(ready: Ready) -> str:
@@ -175,10 +182,14 @@ def lay_out_job(
     run: str,
     folder: Path,
     *,
-    given: dict[Digest, Path] | None = None,
+    given: Mapping[Digest, Path] | None = None,
+    given_data: Mapping[Digest, JobDataset] | None = None,
     cache: Path | None = None,
 ) -> Job:
-    """Check out a step's inputs and data into `folder`, as a job; `given` has inputs that are laid out already."""
+    """Check out a step's inputs and data into `folder`, as a job.
+
+    `given` and `given_data` have inputs and data that are laid out already.
+    """
     inputs = []
     for place, (role, version) in enumerate(ready.inputs):
         path = (given or {}).get(version.digest)
@@ -188,6 +199,9 @@ def lay_out_job(
         inputs.append(JobInput(role=role, digest=version.digest, path=path, adapter=version.adapter))
     rows = []
     for place, dataset in enumerate(ready.datasets):
+        if (there := (given_data or {}).get(dataset.digest)) is not None:
+            rows.append(there)
+            continue
         path = folder / f"data-{place}.jsonl"
         datasets.lay_out(registry, dataset.digest, path)
         rows.append(
@@ -213,12 +227,21 @@ def lay_out_job(
     )
 
 
+def _done(ready: Ready, facts: Facts) -> Done:
+    return Done(ready.transform.name, ready.params, facts, ready.inputs, ready.seed)
+
+
 def _run(
-    registry: Registry, ready: Ready, known: tuple[Version, dict[str, Any]] | None, message: str, report: Report
+    registry: Registry,
+    ready: Ready,
+    known: tuple[Version, dict[str, Any]] | None,
+    message: str,
+    report: Report,
+    named: bool = False,
 ) -> Applied:
     run = registry.log.new_id()
     start = checkpoints.to_go_on(registry, ready) if ready.resume else None
-    with registry.scratch(run) as folder:
+    with registry.scratch(run) as folder, ExitStack() as held:
         # Nor does a replay get one: work that is done again is done wholly.
         cache = registry.root / "cache" if known is None else None
         job = _keeping(registry, lay_out_job(registry, ready, run, folder, cache=cache), ready, start)
@@ -229,6 +252,7 @@ def _run(
             outcome = registry.engine.run(job, report)
             if outcome.error is not None:
                 raise _failure(registry, ready, run, outcome, outcome.error)
+            held.enter_context(shared(registry, patiently=True))
             try:
                 kept = keep(
                     registry,
@@ -237,6 +261,8 @@ def _run(
                     made=job.made,
                     trust={mark for _, version in ready.inputs for mark in version.marks},
                     printed=outcome.log,
+                    # A version that a name will point at is made to be read, not to be small.
+                    guess=None if named else partial(of_step, registry, _done(ready, outcome.facts)),
                 )
             except BAD_MODEL as error:
                 raise _failure(registry, ready, run, outcome, f"it gave no sound model: {error.message}") from error
@@ -329,14 +355,18 @@ def keep(
     trust: Iterable[str],
     exclude: tuple[str, ...] = (),
     printed: Path | None = None,
+    guess: Callable[[FolderListing], Guesses] | None = None,
 ) -> Kept:
     """Store what a run left in `output` and the datasets in `made`; `by` says which run it was, for people.
+
+    `guess` tells what the output may be stored against.
 
     Code and pickles that the inputs were trusted with may come out again: `trust` has their marks.
     """
     listing = look(output, exclude=exclude, trust=set(trust))  # type: ignore[arg-type]  # marks are what `trust` takes
     with registry.store.batch() as batch:
-        content = take_in(listing, batch, lambda done, total: None)
+        guesses = NOTHING if guess is None else guess(listing)
+        content = take_in(listing, batch, lambda done, total: None, guesses)
         log = batch.put_bytes(printed.read_bytes()) if printed is not None else None
     found = [
         datasets.add(registry, path, name="", message="", source=f"made by {by}")

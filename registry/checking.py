@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mreg.registry import checkpoints, files, folds
+from mreg.registry.collecting import put_back
 from mreg.registry.digests import Digest
 from mreg.registry.errors import MregError
 from mreg.registry.events import UnreadableEvent
+from mreg.registry.holding import shared
 from mreg.registry.journal import DamagedLog, Journal
 from mreg.registry.manifest import Manifest
 from mreg.registry.mending import mend
+from mreg.registry.quarantine import Quarantine
 from mreg.registry.recorded import Recorded
 
 if TYPE_CHECKING:
@@ -67,7 +70,12 @@ def fsck(registry: Registry, *, repair: bool, report: Callable[[int, int], None]
     except (DamagedLog, UnreadableEvent) as error:
         tables = folds.Tables()
         problems.append(Problem("journal", error.message))
-    objects, damaged = _objects(registry, tables, report)
+    with shared(registry):
+        objects, damaged = _objects(registry, tables, report)
+    if repair and damaged and (back := put_back(registry).back):
+        repaired.append(f"{back} objects were taken out of quarantine, should they be among those that are missing")
+        with shared(registry):
+            objects, damaged = _objects(registry, tables, report)
     problems += damaged
     return Findings(tuple(problems), tuple(notes), tuple(repaired), len(history), objects)
 
@@ -134,12 +142,14 @@ def _objects(registry: Registry, tables: folds.Tables, report: Callable[[int, in
     problems += [Problem(f"objects/{path.relative_to(store.root)}", "it is not an object") for path in store.strays()]
     present = set(names)
     bad = {problem.where.removeprefix("object ") for problem in problems}
+    evicted = {row["version"] for row in tables["eviction"].values()}
+    waiting = {one.digest for one in Quarantine(store).waiting()}
     for row in tables["version"].values():
         name = f"v{row['number']}"
         if row["manifest"] not in present:
             problems.append(Problem(name, f"its manifest {row['manifest']} is missing"))
         elif row["manifest"] not in bad:
-            problems += _version(registry, name, row, present)
+            problems += _version(registry, name, row, present, evicted, waiting)
     for row in tables["dataset"].values():
         if row["digest"] not in present:
             problems.append(Problem(f"dataset {row['digest'][:12]}", "its rows are missing"))
@@ -149,7 +159,14 @@ def _objects(registry: Registry, tables: folds.Tables, report: Callable[[int, in
     return len(names), problems
 
 
-def _version(registry: Registry, name: str, row: folds.Row, present: set[Digest]) -> Iterator[Problem]:
+def _version(
+    registry: Registry,
+    name: str,
+    row: folds.Row,
+    present: set[Digest],
+    evicted: set[Digest],
+    waiting: set[Digest],
+) -> Iterator[Problem]:
     try:
         manifest = Manifest.from_bytes(registry.store.read_bytes(row["manifest"]))
     except MregError as error:
@@ -157,5 +174,9 @@ def _version(registry: Registry, name: str, row: folds.Row, present: set[Digest]
         return
     if manifest.version_digest != row["digest"] or manifest.weights_digest != row["weights"]:
         yield Problem(name, "its manifest is that of another version")
-    for digest in sorted(manifest.objects() - present):
-        yield Problem(name, f"its object {digest} is missing")
+    gone = manifest.objects() - present
+    if row["digest"] in evicted:
+        gone &= {file.digest for file in manifest.files if file.header is None and not file.path.endswith(".gguf")}
+    for digest in sorted(gone):
+        where = ", `mreg fsck --repair` takes it out of quarantine" if digest in waiting else ""
+        yield Problem(name, f"its object {digest} is missing{where}")

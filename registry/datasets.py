@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mreg.registry import canonical, files, hub_datasets
+from mreg.registry import canonical, digests, files, hub_datasets
 from mreg.registry.digests import Digest
 from mreg.registry.errors import MregError
 from mreg.registry.events import DatasetAdded
+from mreg.registry.holding import shared
 from mreg.registry.revs import REF_NAME, MalformedName, suggest
 
 if TYPE_CHECKING:
@@ -61,39 +63,34 @@ def add(registry: Registry, path: Path, *, name: str, message: str, source: str 
     """
     if name and not REF_NAME.fullmatch(name):
         raise MalformedName(f"{name!r} cannot be a dataset's name", fix="use a-z, 0-9, . _ / and -, at most 128")
-    columns: dict[str, None] = {}
-    count = 0
     is_file = not str(path).startswith(hub_datasets.PREFIX)
-    with registry.scratch(f"data-{registry.log.new_id()}") as scratch:
-        spelled = scratch / "rows.jsonl"
-        if is_file:
-            found = read_rows(path)
-        else:
-            fetched = hub_datasets.fetch(str(path), scratch / "hub")
-            found, source = fetched.rows, fetched.source
-        with files.disk_errors(path), open(spelled, "wb") as out:
-            for count, row in enumerate(found, start=1):
-                columns.update(dict.fromkeys(row))
-                out.write(_spelled(row, path, count))
-        if not count:
-            raise BadDataset(f"{path} holds no rows", fix="give a file with at least one row")
-        with registry.store.batch() as batch:
-            digest = _stored(batch, spelled)
-        size = spelled.stat().st_size
-    present = _find(registry, digest)
-    if present is None or (name and name not in present.names):
-        event = DatasetAdded(
-            digest=digest,
-            name=name,
-            rows=count,
-            bytes=size,
-            columns=tuple(sorted(columns)),
-            format=path.suffix.lower().lstrip(".") if is_file else "hf",
-            source=source or str(path.absolute()),
-            message=message,
-        )
-        registry.log.append(event)
+    with ExitStack() as held:
+        with registry.scratch(f"data-{registry.log.new_id()}") as scratch:
+            spelled = scratch / "rows.jsonl"
+            if is_file:
+                found = read_rows(path)
+            else:
+                fetched = hub_datasets.fetch(str(path), scratch / "hub")
+                found, source = fetched.rows, fetched.source
+            columns, count = _write(found, path, spelled)
+            held.enter_context(shared(registry))
+            with registry.store.batch() as batch:
+                digest = _stored(batch, spelled)
+            size = spelled.stat().st_size
         present = _find(registry, digest)
+        if present is None or (name and name not in present.names):
+            event = DatasetAdded(
+                digest=digest,
+                name=name,
+                rows=count,
+                bytes=size,
+                columns=columns,
+                format=path.suffix.lower().lstrip(".") if is_file else "hf",
+                source=source or str(path.absolute()),
+                message=message,
+            )
+            registry.log.append(event)
+            present = _find(registry, digest)
     assert present is not None
     return present
 
@@ -147,6 +144,12 @@ def known(reader: Reader) -> list[Dataset]:
     ]
 
 
+def spell_out(path: Path, destination: Path) -> tuple[Digest, tuple[str, ...], int]:
+    """Write the rows of a file to `destination` as they would be stored; their digest, columns and number."""
+    columns, count = _write(read_rows(path), path, destination)
+    return Digest(digests.file_hasher().update_mmap(destination).hexdigest()), columns, count
+
+
 def lay_out(registry: Registry, digest: Digest, path: Path) -> None:
     """Write a dataset's rows to `path` as JSON Lines, verified."""
     with files.disk_errors(path), open(path, "wb") as out:
@@ -188,6 +191,19 @@ def _stored(batch: Any, path: Path) -> Digest:
     with open(path, "rb") as file:
         digest: Digest = batch.put_file(Span(file.fileno(), 0, path.stat().st_size))
     return digest
+
+
+def _write(found: Iterable[Row], path: Path, destination: Path) -> tuple[tuple[str, ...], int]:
+    """Spell rows, which came from `path`, at `destination`; their columns, sorted, and their number."""
+    columns: dict[str, None] = {}
+    count = 0
+    with files.disk_errors(path), open(destination, "wb") as out:
+        for count, row in enumerate(found, start=1):
+            columns.update(dict.fromkeys(row))
+            out.write(_spelled(row, path, count))
+    if not count:
+        raise BadDataset(f"{path} holds no rows", fix="give a file with at least one row")
+    return tuple(sorted(columns)), count
 
 
 def _spelled(row: Row, path: Path, number: int) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from mreg.registry.digests import Digest
 from mreg.registry.errors import MregError, Refused
 from mreg.registry.events import EvaluationRecorded, InputUsed
 from mreg.registry.events import Score as Measured
+from mreg.registry.holding import shared
 from mreg.registry.scores import Score, key_of
 from mreg.registry.steps import Ready, Request, prepare
 from mreg.registry.transform import BadParams, Outcome, Report
@@ -118,6 +120,20 @@ def evaluate(registry: Registry, question: Question, *, fresh: bool, message: st
     return Evaluated(question.version, tuple(everything), cached | {one.key for one in counted}, made)
 
 
+def from_log(registry: Registry, question: Question) -> Evaluated | None:
+    """The answer to a question where the log has all of it; None where something would have to be measured."""
+    prepared = prepare_question(registry, question)
+    found = _known(registry, prepared)
+    asked = [key for name, key in prepared.keys.items() if name not in metrics.KNOWN]
+    tasks = [score for score in found.values() if score.metric.partition("/")[0] in question.tasks]
+    missing = [task for task in question.tasks if not any(score.metric.startswith(f"{task}/") for score in tasks)]
+    besides = prepared.ready is not None and any(prepared.ready.params[name] for name in BESIDES)
+    made = _made_before(registry, prepared) if besides else ()
+    if missing or any(key not in found for key in asked) or (besides and not made):
+        return None
+    return Evaluated(question.version, (*(found[key] for key in asked), *tasks), frozenset(found), made)
+
+
 def prepare_question(registry: Registry, question: Question) -> Prepared:
     """Check a question as far as can be done without measuring. Raises what is wrong with it."""
     names = tuple(dict.fromkeys(question.metrics or _suitable(question)))
@@ -155,7 +171,7 @@ def _check(name: str, question: Question) -> None:
         raise BadParams(f"{name} is measured on rows", fix="name a file or a dataset with --data")
     kind = metrics.kind_of(question.version.architecture)
     if kind != "other" and kind not in metric.of:
-        told = {"causal": "a language model", "classifier": "a classifier"}[kind]
+        told = {"causal": "a language model"}.get(kind, f"a {kind}")
         fitting = ", ".join(other for other, one in metrics.METRICS.items() if kind in one.of)
         raise Refused(f"{name} is not defined for {question.version}, which is {told}", fix=f"there are: {fitting}")
 
@@ -270,7 +286,7 @@ def _measure(
     ready, version = prepared.ready, prepared.question.version
     assert ready is not None
     identity = registry.log.new_id()
-    with registry.scratch(identity) as folder:
+    with registry.scratch(identity) as folder, ExitStack() as held:
         job = lay_out_job(registry, ready, identity, folder)
         job = job.model_copy(update={"params": {**job.params, **fields}})
         try:
@@ -279,6 +295,7 @@ def _measure(
             raise Interrupted(f"the evaluation of {version} was stopped", fix="nothing was recorded") from error
         if outcome.error is not None:
             raise _failure(registry, version, identity, outcome, outcome.error)
+        held.enter_context(shared(registry, patiently=True))
         log: Digest | None = None
         if outcome.log is not None and outcome.log.stat().st_size:
             with registry.store.batch() as batch:

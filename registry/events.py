@@ -244,6 +244,25 @@ class PolicySet(Event):
     guards: tuple[str, ...]
 
 
+class VersionRecalled(Event):
+    """A version, or every version that a dataset went into, is not to be used any more, nor is what came of it.
+
+    One of the two is told. `message` says why.
+    """
+
+    kind: Literal["version-recalled/1"] = "version-recalled/1"
+    version: Digest | None = None
+    dataset: Digest | None = None
+
+
+class RecallLifted(Event):
+    """What was recalled may be used again."""
+
+    kind: Literal["recall-lifted/1"] = "recall-lifted/1"
+    version: Digest | None = None
+    dataset: Digest | None = None
+
+
 class ReplayStarted(Event):
     """A chain is about to be done again. `tolerance` was fixed before any work."""
 
@@ -256,7 +275,13 @@ class ReplayStarted(Event):
 
 
 class StepJudged(Value):
-    """What one step of a replay came to. `environment` maps what differed to (recorded, now)."""
+    """What one step of a replay came to. `environment` maps what differed to (recorded, now).
+
+    `first_tensor` is the first that differs, in the order of the manifest, and `worst_tensor` the one farthest off.
+    `inherited` are inputs that had come out otherwise before it. `made` maps the datasets that the recorded run made
+    besides to what came of them, `note` says what else to know of how it was done. `behaviour` has the KL divergence
+    and the agreement with the recorded version, where they were asked for.
+    """
 
     version: Digest
     transform: str
@@ -264,22 +289,60 @@ class StepJudged(Value):
     reason: str = ""
     weights: Digest | None = None
     max_abs: float | None = None
+    max_rel: float | None = None
+    max_ulps: int | None = None
     rel_l2: float | None = None
+    first_tensor: str | None = None
     worst_tensor: str | None = None
     changed_tensors: int | None = None
+    inherited: tuple[Digest, ...] = ()
+    made: dict[Digest, Digest | None] = {}
+    behaviour: dict[str, Any] | None = None
+    note: str = ""
     environment: dict[str, tuple[Any, Any]] = {}
     wall_s: float | None = None
 
 
 class ReplayFinished(Event):
-    """The verdicts of a replay; the weakest step's is the whole's."""
+    """The verdicts of a replay; the weakest step's is the whole's.
 
-    kind: Literal["replay-finished/1"] = "replay-finished/1"
+    `host` is the machine that did it, as it calls itself. `resumed` counts the steps that were judged before a stop.
+    """
+
+    kind: Literal["replay-finished/2"] = "replay-finished/2"
     replay: str
     version: Digest
     verdict: str
     steps: tuple[StepJudged, ...]
     environment: dict[str, Any]
+    host: str = ""
+    jobs: int = 1
+    resumed: int = 0
+
+
+class VersionEvicted(Event):
+    """The weights of a version are taken out of the store: tensors and GGUF files that nothing else needs.
+
+    They can be made again: in the replay `replay` its step came to `verdict`. `objects` and `bytes` are what goes.
+    """
+
+    kind: Literal["version-evicted/1"] = "version-evicted/1"
+    version: Digest
+    replay: str
+    verdict: Literal["bytes", "tensors"]
+    objects: int
+    bytes: int
+
+
+class VersionRestored(Event):
+    """The weights of a version are in the store again, with the digest they had. `steps` are those that were redone."""
+
+    kind: Literal["version-restored/1"] = "version-restored/1"
+    version: Digest
+    verdict: Literal["bytes", "tensors"]
+    steps: tuple[Digest, ...]
+    environment: dict[str, Any]
+    wall_s: float
 
 
 AnyEvent = (
@@ -295,8 +358,12 @@ AnyEvent = (
     | EvaluationRecorded
     | GuardJudged
     | PolicySet
+    | VersionRecalled
+    | RecallLifted
     | ReplayStarted
     | ReplayFinished
+    | VersionEvicted
+    | VersionRestored
 )
 
 KINDS: Mapping[str, type[Event]] = {shape.model_fields["kind"].default: shape for shape in get_args(AnyEvent)}
@@ -308,6 +375,8 @@ UPCASTERS: Upcasters = {
     "run-started/1": ("run-started/2", lambda payload: {**payload, "processes": 1}),
     # Before there were guards, none was overruled.
     "ref-moved/1": ("ref-moved/2", lambda payload: {**payload, "forced": []}),
+    # A replay did one step after the other, to its end, and did not say where. What its steps lack has defaults.
+    "replay-finished/1": ("replay-finished/2", lambda payload: {**payload, "host": "", "jobs": 1, "resumed": 0}),
 }
 
 

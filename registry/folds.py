@@ -30,6 +30,8 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "score": ("evaluation", "position"),
     "judgement": ("seq",),
     "policy": ("ref",),
+    "recall": ("digest",),
+    "eviction": ("version",),
 }
 """Every projection with its primary key."""
 
@@ -111,6 +113,9 @@ def _registry_created(_at: Recorded, _event: e.RegistryCreated, _state: State) -
 
 def _version(at: Recorded, content: e.Content, state: State, **more: Any) -> Iterator[Change]:
     """A content seen for the first time gets the next number; one seen before keeps its row."""
+    if state.get("eviction", (content.digest,)) is not None:
+        # What was taken out has come in again by itself.
+        yield Drop("eviction", (content.digest,))
     if state.get("version", (content.digest,)) is None:
         number = state.count("version") + 1
         yield Put("version", {"number": number, **content.model_dump(), "seq": at.seq, "recorded_at": at.at, **more})
@@ -337,6 +342,16 @@ def _policy_set(at: Recorded, event: e.PolicySet, _state: State) -> Iterator[Cha
     yield Put("policy", {"ref": event.ref, **said, "seq": at.seq, "recorded_at": at.at})
 
 
+def _version_recalled(at: Recorded, event: e.VersionRecalled, _state: State) -> Iterator[Change]:
+    kind = "dataset" if event.version is None else "version"
+    about = {"message": event.message, "actor": at.actor, "seq": at.seq, "recorded_at": at.at}
+    yield Put("recall", {"digest": event.version or event.dataset, "kind": kind, **about})
+
+
+def _recall_lifted(_at: Recorded, event: e.RecallLifted, _state: State) -> Iterator[Change]:
+    yield Drop("recall", (event.version or event.dataset,))
+
+
 def _replay_started(at: Recorded, event: e.ReplayStarted, _state: State) -> Iterator[Change]:
     yield Put(
         "replay",
@@ -348,6 +363,8 @@ def _replay_started(at: Recorded, event: e.ReplayStarted, _state: State) -> Iter
             "verdict": None,
             "steps": [],
             "environment": {},
+            "host": None,
+            "resumed": None,
             "actor": at.actor,
             "started_seq": at.seq,
             "started_at": at.at,
@@ -364,8 +381,18 @@ def _replay_finished(at: Recorded, event: e.ReplayFinished, state: State) -> Ite
             f"event {at.seq} ends replay {event.replay}, which never started", fix="run `mreg fsck`"
         )
     steps = [judged.model_dump(mode="json") for judged in event.steps]
-    ended = {"verdict": event.verdict, "steps": steps, "environment": event.environment}
+    where = {"environment": event.environment, "host": event.host, "resumed": event.resumed}
+    ended = {"verdict": event.verdict, "steps": steps, **where}
     yield Put("replay", {**row, **ended, "ended_seq": at.seq, "ended_at": at.at})
+
+
+def _version_evicted(at: Recorded, event: e.VersionEvicted, _state: State) -> Iterator[Change]:
+    about = {"actor": at.actor, "seq": at.seq, "recorded_at": at.at}
+    yield Put("eviction", {**event.model_dump(exclude={"kind"}), **about})
+
+
+def _version_restored(_at: Recorded, event: e.VersionRestored, _state: State) -> Iterator[Change]:
+    yield Drop("eviction", (event.version,))
 
 
 _FOLDS: Mapping[type[e.Event], Callable[..., Iterator[Change]]] = {
@@ -381,6 +408,10 @@ _FOLDS: Mapping[type[e.Event], Callable[..., Iterator[Change]]] = {
     e.EvaluationRecorded: _evaluation_recorded,
     e.GuardJudged: _guard_judged,
     e.PolicySet: _policy_set,
+    e.VersionRecalled: _version_recalled,
+    e.RecallLifted: _recall_lifted,
     e.ReplayStarted: _replay_started,
     e.ReplayFinished: _replay_finished,
+    e.VersionEvicted: _version_evicted,
+    e.VersionRestored: _version_restored,
 }

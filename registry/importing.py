@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mreg.registry import hub, queries
+from mreg.registry.candidates import NOTHING, Guesses
 from mreg.registry.errors import MregError, Refused
 from mreg.registry.folder import FolderListing, Mark, look
+from mreg.registry.holding import shared
 from mreg.registry.intake import store_folder
 from mreg.registry.manifest import Manifest
 from mreg.registry.references import move_ref
@@ -60,45 +63,47 @@ def import_model(
     fits = None if base is None else registry.version(base)
     if fits is not None and fits.adapter:
         raise Refused(f"{fits} is an adapter itself", fix="--base names the model that the adapter was trained on")
-    with hub.local_copy(str(source), registry.scratch) as found:
-        listing = look(found.folder, exclude=exclude, trust=trust, follow_symlinks=follow_symlinks)
-        with registry.store.batch() as batch:
-            manifest = store_folder(listing, batch, report)
-            if manifest.is_adapter and fits is None:
-                raise NoBase(f"{source} is an adapter", fix="say which version it fits with --base REV")
-            if not manifest.is_adapter and fits is not None:
-                raise Refused(f"{source} is no adapter", fix="leave --base out")
-        config = config_of(listing)
-    present: Version | None = None
+    with ExitStack() as held:
+        with hub.local_copy(str(source), registry.scratch) as found:
+            listing = look(found.folder, exclude=exclude, trust=trust, follow_symlinks=follow_symlinks)
+            held.enter_context(shared(registry))
+            with registry.store.batch() as batch:
+                manifest = store_folder(listing, batch, report)
+                if manifest.is_adapter and fits is None:
+                    raise NoBase(f"{source} is an adapter", fix="say which version it fits with --base REV")
+                if not manifest.is_adapter and fits is not None:
+                    raise Refused(f"{source} is no adapter", fix="leave --base out")
+            config = config_of(listing)
+        present: Version | None = None
 
-    def is_known(reader: Reader) -> bool:
-        nonlocal present
-        row = reader.one("SELECT * FROM version WHERE digest = ?", [manifest.version_digest])
-        present = None if row is None else Version.from_row(row)
-        if present is None:
-            return False
-        if present.base != (fits.digest if fits else None):
-            raise Refused(f"{present} is this very adapter, and fits another base", fix=f"`mreg show {present}`")
-        return present.origin == "import" and present.source == found.source and not message
+        def is_known(reader: Reader) -> bool:
+            nonlocal present
+            row = reader.one("SELECT * FROM version WHERE digest = ?", [manifest.version_digest])
+            present = None if row is None else Version.from_row(row)
+            if present is None:
+                return False
+            if present.base != (fits.digest if fits else None):
+                raise Refused(f"{present} is this very adapter, and fits another base", fix=f"`mreg show {present}`")
+            return present.origin == "import" and present.source == found.source and not message
 
-    def decision(reader: Reader) -> VersionImported | None:
-        # Imported here because bringing in what is known already needs none of it.
-        from mreg.registry.events import VersionImported
+        def decision(reader: Reader) -> VersionImported | None:
+            # Imported here because bringing in what is known already needs none of it.
+            from mreg.registry.events import VersionImported
 
-        if is_known(reader):
-            return None
-        return VersionImported(
-            content=content_of(manifest, config),
-            source=found.source,
-            base=fits.digest if fits else None,
-            marks=listing.marks,
-            left_out=listing.left_out,
-            origin=found.origin,
-            message=message,
-        )
+            if is_known(reader):
+                return None
+            return VersionImported(
+                content=content_of(manifest, config),
+                source=found.source,
+                base=fits.digest if fits else None,
+                marks=listing.marks,
+                left_out=listing.left_out,
+                origin=found.origin,
+                message=message,
+            )
 
-    # Nothing to record is told sooner than something is recorded.
-    recorded = None if registry.log.ask(is_known) else registry.log.decide(decision)
+        # Nothing to record is told sooner than something is recorded.
+        recorded = None if registry.log.ask(is_known) else registry.log.decide(decision)
     is_new = present is None
     version = present or registry.log.ask(lambda reader: queries.version(reader, manifest.version_digest))
     if ref is not None:
@@ -111,9 +116,11 @@ def is_there(registry: Registry, digest: Digest) -> bool:
     return registry.log.ask(lambda r: r.one("SELECT 1 FROM version WHERE digest = ?", [digest])) is not None
 
 
-def take_in(listing: FolderListing, batch: Batch | None, report: Callable[[int, int], None]) -> Content:
+def take_in(
+    listing: FolderListing, batch: Batch | None, report: Callable[[int, int], None], guesses: Guesses = NOTHING
+) -> Content:
     """Store a listed model, or without a batch only hash it; return its content."""
-    return content_of(store_folder(listing, batch, report), config_of(listing))
+    return content_of(store_folder(listing, batch, report, guesses), config_of(listing))
 
 
 def content_of(manifest: Manifest, config: dict[str, Any]) -> Content:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mreg.registry import guards, metrics, queries, scores
+from mreg.registry import guards, metrics, queries, recalls, scores
 from mreg.registry.digests import Digest
 from mreg.registry.errors import MregError
 from mreg.registry.evaluating import Prepared, Question, evaluate, prepare_question
 from mreg.registry.guards import Guard
+from mreg.registry.recalls import Recall
 from mreg.registry.revs import UnknownRev, check_ref_name
 from mreg.registry.scores import Score
 from mreg.registry.transform import BadParams, Report
@@ -28,6 +29,10 @@ class GuardFailed(MregError):
     """A version is worse than a guard allows, and a name was to move to it."""
 
     exit_code = 1
+
+
+class IsRecalled(GuardFailed):
+    """A version is recalled, or came of what is, and a name was to move to it."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def parse_all(
 
 def prepared(registry: Registry, guard: Guard, version: Version, source: Version | None, bench: Bench) -> Prepared:
     """The evaluation that a guard asks for, checked. Raises what is wrong with it."""
-    return prepare_question(registry, _question(guard, version, source, bench))
+    return prepare_question(registry, question_of(guard, version, source, bench))
 
 
 def judge(
@@ -135,15 +140,22 @@ def clear(
     old: Version | None,
     new: Version,
     *,
+    recalled: Sequence[Recall] = (),
     demands: bool,
     force: bool,
     report: Report,
 ) -> tuple[str, ...]:
-    """Let a name move, or raise GuardFailed; the guards that `force` overrules.
+    """Let a name move, or raise GuardFailed; the guards and recalls that `force` overrules.
 
-    The version must not fail a guard of its own, and with `demands` hold every guard of the name's policy against
-    where it was before. What those need is measured.
+    The version must not be recalled nor fail a guard of its own, and with `demands` hold every guard of the name's
+    policy against where it was before. What those need is measured.
     """
+    where = f"{ref} stays at {old}" if old is not None else f"{ref} is not set"
+    if recalled and not force:
+        raise IsRecalled(
+            f"{where}, since {recalls.told(new.name, new.digest, recalled)}",
+            fix="`mreg recall` lists what is; --force moves it nevertheless",
+        )
     policy = registry.log.ask(scores.policies).get(ref, ()) if demands else ()
     asked = tuple(guards.parse(text) for text in policy)
     judge(registry, asked, new, old, ref=ref, bench=Bench(), report=report)
@@ -157,12 +169,12 @@ def clear(
         or (row["guard"] in still and row["source"] == (old.digest if old is not None else None))
     ]
     if failed and not force:
-        where = f"{ref} stays at {old}" if old is not None else f"{ref} is not set"
         raise GuardFailed(
             f"{where}, since {new} fails: {'; '.join(row['words'] for row in failed)}",
             fix=f"`mreg show {new}` shows what was measured; --force moves it nevertheless",
         )
-    return tuple(dict.fromkeys(row["guard"] for row in failed))
+    overruled = [f"recall of {one.name} (event {one.event})" for one in recalled]
+    return tuple(dict.fromkeys([*overruled, *(row["guard"] for row in failed)]))
 
 
 def _judge(
@@ -181,8 +193,8 @@ def _judge(
     if (guard.other is not None and other is None) or (needs_source and source is None):
         words = f"{guard}: there is nothing yet to hold {version} against"
         return Judgement(str(guard), version, None, None, None, True, words, None)
-    mine = _score(registry, guard, version, source, bench, report)
-    its = None if other is None else _score(registry, guard, other, source, bench, report)
+    mine = score_of(registry, guard, version, source, bench, report)
+    its = None if other is None else score_of(registry, guard, other, source, bench, report)
     reference = None if its is None else its.value
     holds = guard.holds(mine.value, reference)
     words = guard.words(mine.value, reference, other.name if other is not None else "")
@@ -218,7 +230,8 @@ def _named(registry: Registry, guard: Guard, version: Version | None, source: Ve
     return registry.version(guard.other)
 
 
-def _question(guard: Guard, version: Version, source: Version | None, bench: Bench) -> Question:
+def question_of(guard: Guard, version: Version, source: Version | None, bench: Bench) -> Question:
+    """The question whose answer a guard is held against; `source` is what its metric compares with, if it does."""
     options: dict[str, Any] = dict(guard.options)
     about: Mapping[str, Any] = {
         "seed": bench.seed,
@@ -233,10 +246,11 @@ def _question(guard: Guard, version: Version, source: Version | None, bench: Ben
     return Question(version, guard.data, (guard.metric,), against=against, options=options, **about)
 
 
-def _score(
+def score_of(
     registry: Registry, guard: Guard, version: Version, source: Version | None, bench: Bench, report: Report
 ) -> Score:
-    question = _question(guard, version, source, bench)
+    """The score that a guard is held against, measured where the log has none."""
+    question = question_of(guard, version, source, bench)
     answers = evaluate(registry, question, fresh=False, message="", report=lambda said: report(_of(said, version)))
     if guard.metric != metrics.TASK:
         return answers.scores[0]

@@ -12,6 +12,9 @@ from mreg.registry.revs import suggest
 TASK = "task"
 """What guards call a task of the evaluation harness: `task(arc_easy) >= 0.95 * source`."""
 
+CLASSIFIERS = ("classifier", "token classifier")
+"""Kinds of model that choose a label: of a text, and of each word of it."""
+
 _TEXT = ("max_length", "max_rows", "dtype")
 
 
@@ -30,7 +33,7 @@ class Metric:
     data: bool = True
     against: bool = False
     machine: bool = False
-    of: tuple[str, ...] = ("causal", "classifier")
+    of: tuple[str, ...] = ("causal", "classifier", "token classifier")
     version: int = 1
 
 
@@ -38,9 +41,9 @@ METRICS: Mapping[str, Metric] = {
     "perplexity": Metric("exp of the mean NLL of a token", "", "lower", of=("causal",)),
     "nll": Metric("mean negative log-likelihood, of a token or of a label, in nats", "nats", "lower"),
     "accuracy": Metric("share of labels, or of next tokens, that are the most probable", "", "higher"),
-    "f1": Metric("F1 of the labels, averaged over classes", "", "higher", of=("classifier",)),
+    "f1": Metric("F1 of the labels, averaged over classes", "", "higher", of=CLASSIFIERS),
     "ece": Metric("expected calibration error of the most probable label or token", "", "lower", (*_TEXT, "bins")),
-    "brier": Metric("Brier score of the label probabilities", "", "lower", of=("classifier",)),
+    "brier": Metric("Brier score of the label probabilities", "", "lower", of=CLASSIFIERS),
     "kl": Metric("KL divergence from the other version, of a token or of a label, in nats", "nats", "lower",
                  against=True),
     "agreement": Metric("share of labels or tokens on which both versions decide alike", "", "higher", against=True),
@@ -57,7 +60,7 @@ KNOWN = frozenset({"size", "parameters"})
 
 DEFAULTS: Mapping[str, tuple[str, ...]] = {
     "causal": ("perplexity",),
-    "classifier": ("accuracy", "f1", "nll", "ece", "brier"),
+    **dict.fromkeys(CLASSIFIERS, ("accuracy", "f1", "nll", "ece", "brier")),
 }
 """What is measured on rows when no metric is asked for."""
 
@@ -78,11 +81,17 @@ def metric(name: str) -> Metric:
     return METRICS[name]
 
 
+_ENDS = {
+    "ForCausalLM": "causal",
+    "LMHeadModel": "causal",
+    "ForSequenceClassification": "classifier",
+    "ForTokenClassification": "token classifier",
+}
+
+
 def kind_of(architecture: str) -> str:
-    """What kind of model a class of transformers is: `causal`, `classifier` or `other`."""
-    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        return "causal"
-    return "classifier" if architecture.endswith("ForSequenceClassification") else "other"
+    """What kind of model a class of transformers is: `causal`, `classifier`, `token classifier` or `other`."""
+    return next((kind for end, kind in _ENDS.items() if architecture.endswith(end)), "other")
 
 
 def _is_loss(name: str) -> bool:

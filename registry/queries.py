@@ -6,11 +6,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mreg.registry import revs, scores
+from mreg.registry import recalls, revs, scores
 from mreg.registry.digests import Digest
 from mreg.registry.graph import Edge, Lineage, reach
 from mreg.registry.reading import Reader
 from mreg.registry.recipe import Step, chain
+from mreg.registry.reproductions import reproduced
 from mreg.registry.revs import UnknownRev, suggest
 from mreg.registry.versions import Version
 
@@ -66,6 +67,11 @@ def refs(reader: Reader) -> dict[str, Version]:
     return {row["name"]: Version.from_row(row) for row in rows}
 
 
+def evicted(reader: Reader) -> dict[Digest, str]:
+    """The versions whose weights were taken out of the store, and when."""
+    return {row["version"]: row["recorded_at"] for row in reader.rows("SELECT version, recorded_at FROM eviction")}
+
+
 def ref_log(reader: Reader, name: str) -> list[dict[str, Any]]:
     """Every move of a ref, newest first, with the versions' names."""
     rows = reader.rows(
@@ -87,8 +93,8 @@ def unknown_ref(reader: Reader, name: str) -> UnknownRev:
 
 _VERSIONS = """SELECT v.number, v.digest, v.weights, v.adapter, v.architecture, v.parameters, v.bytes, v.origin,
     v.transform, v.run, v.source, coalesce(nullif(v.message, ''), r.message, '') AS message, v.seq, v.recorded_at,
-    v.marks, r.params, r.seed, r.threads, r.actor, r.wall_s
-    FROM version v LEFT JOIN run r ON r.id = v.run"""
+    v.marks, r.params, r.seed, r.threads, r.actor, r.wall_s, x.recorded_at AS evicted
+    FROM version v LEFT JOIN run r ON r.id = v.run LEFT JOIN eviction x ON x.version = v.digest"""
 
 _NODES = """SELECT v.number, v.digest, v.adapter, v.architecture, v.origin, v.source, v.transform, r.params
     FROM version v LEFT JOIN run r ON r.id = v.run"""
@@ -112,9 +118,10 @@ def resolve(reader: Reader, rev: str | Version) -> Version:
 
 
 def listing(reader: Reader) -> list[dict[str, Any]]:
-    """Every version with parents, transform, params, refs and datasets, by number."""
+    """Every version with parents, transform, params, refs, datasets and the guards that it fails, by number."""
     rows = reader.rows(f"{_VERSIONS} ORDER BY v.number")
-    return _with_names(reader, rows)
+    failing = scores.failing(reader)
+    return [{**row, "fails": failing.get(row["digest"], [])} for row in _with_names(reader, rows)]
 
 
 def history(reader: Reader, start: Version | None, limit: int | None = None) -> list[dict[str, Any]]:
@@ -138,8 +145,12 @@ def nodes(reader: Reader, digests: Collection[Digest]) -> list[dict[str, Any]]:
     where, named = _among("v.digest", digests)
     rows = reader.rows(f"{_NODES} {where} ORDER BY v.number", named)
     wanted = set(digests)
-    names = _ref_names(reader)
-    return [{**row, "refs": names.get(row["digest"], [])} for row in rows if row["digest"] in wanted]
+    names, recalled = _ref_names(reader), recalls.reached(reader)
+    return [
+        {**row, "refs": names.get(row["digest"], []), "recalled": recalls.documents(recalled, row["digest"])}
+        for row in rows
+        if row["digest"] in wanted
+    ]
 
 
 def _with_names(reader: Reader, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -155,8 +166,9 @@ def _with_names(reader: Reader, rows: list[dict[str, Any]]) -> list[dict[str, An
         f"{_DATASETS} {where} GROUP BY d.run, d.position, d.dataset ORDER BY d.run, d.position", named
     ):
         datasets.setdefault(row["run"], []).append(row["name"])
-    names = _ref_names(reader)
+    names, recalled = _ref_names(reader), recalls.reached(reader)
     for row in rows:
+        row["recalled"] = recalls.documents(recalled, row["digest"])
         row["parents"] = parents.get(row["run"], [])
         row["refs"] = names.get(row["digest"], [])
         row["datasets"] = datasets.get(row["run"], [])
@@ -204,7 +216,7 @@ def show(reader: Reader, version: Version) -> dict[str, Any]:
         [version.digest, version.run or ""],
     )
     replays = reader.rows(
-        """SELECT id, verdict, from_base, steps, ended_at, environment FROM replay
+        """SELECT id, verdict, from_base, steps, ended_at, environment, host, resumed FROM replay
            WHERE version = ? AND verdict IS NOT NULL ORDER BY ended_seq""",
         [version.digest],
     )
@@ -222,6 +234,7 @@ def show(reader: Reader, version: Version) -> dict[str, Any]:
         "run": run,
         "also_made_by": also,
         "replays": replays,
+        "reproduced": reproduced(reader, version.digest),
         "scores": [score.document() for score in scores.of_versions(reader, [version.digest])],
         "guards": scores.judgements(reader, version.digest),
         "compute": compute(reader, version.digest),
@@ -339,6 +352,22 @@ def step(reader: Reader, digest: Digest) -> Step:
         wall_s=run["wall_s"],
         run=run["id"],
     )
+
+
+def made_besides(reader: Reader) -> dict[Digest, tuple[Digest, ...]]:
+    """The datasets that runs made besides their models, by the version that the run was the first to make."""
+    sql = """SELECT v.digest, r.made FROM version v JOIN run r ON r.id = v.run
+             WHERE r.mode = 'apply' AND json_array_length(r.made) > 0 ORDER BY v.number"""
+    return {row["digest"]: tuple(row["made"]) for row in reader.rows(sql)}
+
+
+def makers(reader: Reader) -> dict[Digest, Digest]:
+    """The version beside which each dataset was made, for datasets that nobody had before that run."""
+    sql = """SELECT d.digest AS dataset, v.digest AS version FROM run r JOIN version v ON v.run = r.id
+             JOIN dataset d ON d.seq > r.started_seq AND d.seq < r.ended_seq
+                 AND json_contains(r.made, to_json(d.digest))
+             WHERE r.mode = 'apply' AND json_array_length(r.made) > 0"""
+    return {row["dataset"]: row["version"] for row in reader.rows(sql)}
 
 
 def _made_from(reader: Reader) -> dict[Digest, list[Digest]]:

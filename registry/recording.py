@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from mreg.registry import datasets, queries
 from mreg.registry.applying import Applied, reap
+from mreg.registry.candidates import NOTHING, Done, of_step
 from mreg.registry.errors import MregError
 from mreg.registry.events import InputUsed, VersionRecorded
 from mreg.registry.folder import Mark, look
+from mreg.registry.holding import shared
 from mreg.registry.importing import is_there, take_in
+from mreg.registry.recalling import warn
 from mreg.registry.references import move_ref
 from mreg.registry.revs import check_ref_name
 from mreg.registry.versions import Version
@@ -54,22 +57,26 @@ def record_version(
     reap(registry)
     inputs = resolved(registry, source, others)
     used = tuple(datasets.find(registry, item) for item in data)
+    warn(registry, [version for _, version in inputs], used)
     listing = look(output, exclude=exclude, trust=trust)
-    with registry.store.batch() as batch:
-        content = take_in(listing, batch, report)
-    was_there = is_there(registry, content.digest)
-    recorded = registry.log.append(
-        VersionRecorded(
-            content=content,
-            transform=transform,
-            inputs=tuple(InputUsed(role=role, digest=version.digest) for role, version in inputs),
-            datasets=tuple(dataset.digest for dataset in used),
-            params=params,
-            base=(inputs[0][1].base or inputs[0][1].digest) if content.adapter else None,
-            marks=listing.marks,
-            message=message,
+    with shared(registry):
+        # A version that a name will point at is made to be read, not to be small.
+        guesses = NOTHING if ref else of_step(registry, Done(transform, params, {}, inputs), listing)
+        with registry.store.batch() as batch:
+            content = take_in(listing, batch, report, guesses)
+        was_there = is_there(registry, content.digest)
+        recorded = registry.log.append(
+            VersionRecorded(
+                content=content,
+                transform=transform,
+                inputs=tuple(InputUsed(role=role, digest=version.digest) for role, version in inputs),
+                datasets=tuple(dataset.digest for dataset in used),
+                params=params,
+                base=(inputs[0][1].base or inputs[0][1].digest) if content.adapter else None,
+                marks=listing.marks,
+                message=message,
+            )
         )
-    )
     version = registry.log.ask(lambda reader: queries.version(reader, content.digest))
     if ref is not None:
         move_ref(registry, ref, version, reason="record", message=message)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from mreg.registry import queries, scores
+from mreg.registry import queries, recalls, scores
 from mreg.registry.errors import Refused
 from mreg.registry.revs import check_ref_name
 from mreg.registry.versions import Version
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mreg.registry.digests import Digest
     from mreg.registry.events import RefMoved
     from mreg.registry.reading import Reader
+    from mreg.registry.recalls import Recall
     from mreg.registry.registry import Registry
     from mreg.registry.transform import Report
 
@@ -126,21 +127,24 @@ def _move(
     old: Version | None = None
     new: Version | None = None
     demands = reason != "rollback"
-    cleared: tuple[Version | None, Version, tuple[str, ...]] | None = None
+    recalled: tuple[Recall, ...] = ()
+    cleared: tuple[Any, ...] | None = None
     forced: tuple[str, ...] = ()
 
     def decision(reader: Reader) -> RefMoved | None:
         from mreg.registry.events import RefMoved
 
-        nonlocal old, new
+        nonlocal old, new, recalled
         old, new = queries.refs(reader).get(name), target(reader)
         before, after = (version.digest if version else None for version in (old, new))
         if before == after:
             return None
-        # Somebody may have moved it, or changed what it demands, while the guards were asked.
-        is_cleared = cleared == (old, new, scores.policies(reader).get(name, ()))
-        if new is not None and not is_cleared and not scores.is_free(reader, name, new.digest, demands=demands):
-            raise _Asks
+        if new is not None:
+            recalled = recalls.of(reader, new.digest)
+            is_free = not recalled and scores.is_free(reader, name, new.digest, demands=demands)
+            # Somebody may have moved it, changed what it demands or recalled it while the guards were asked.
+            if not is_free and cleared != (old, new, scores.policies(reader).get(name, ()), recalled):
+                raise _Asks
         return RefMoved(ref=name, old=before, new=after, reason=reason, forced=forced, message=message)
 
     while True:
@@ -151,7 +155,7 @@ def _move(
 
             assert new is not None
             policy = registry.log.ask(scores.policies).get(name, ())
-            forced = clear(registry, name, old, new, demands=demands, force=force, report=report)
-            cleared = (old, new, policy)
+            forced = clear(registry, name, old, new, recalled=recalled, demands=demands, force=force, report=report)
+            cleared = (old, new, policy, recalled)
             continue
         return Moved(name, old, new, recorded.seq if recorded else None, forced)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mreg.registry import config, queries
 from mreg.registry.digests import Digest
+from mreg.registry.errors import MregError
 from mreg.registry.graph import Lineage
 from mreg.registry.log import Log
 from mreg.registry.versions import Version
@@ -21,22 +22,32 @@ if TYPE_CHECKING:
     from mreg.registry.applying import Applied, Planned
     from mreg.registry.bisecting import Bisected, Judge, Tested, ToTest
     from mreg.registry.checking import Findings
+    from mreg.registry.collecting import Collected
     from mreg.registry.comparing import Difference
+    from mreg.registry.costs import Costs
     from mreg.registry.datasets import Dataset
     from mreg.registry.evaluating import Evaluated
+    from mreg.registry.evicting import Eviction
     from mreg.registry.folder import Mark
     from mreg.registry.heritage import Heritage
     from mreg.registry.importing import Imported
     from mreg.registry.manifest import Manifest
     from mreg.registry.objects import ObjectStore
+    from mreg.registry.opinions import Opinion
     from mreg.registry.queries import TrainedOn
     from mreg.registry.reading import Reader
     from mreg.registry.rebasing import Rebased, RebasePlan
+    from mreg.registry.recalling import Impact
+    from mreg.registry.recalls import Recall
     from mreg.registry.recipe import Step
     from mreg.registry.references import Moved
+    from mreg.registry.repacking import Repacked
     from mreg.registry.replaying import Heard, Replay, ReplayPlan
+    from mreg.registry.restoring import Restored
+    from mreg.registry.reverting import Reverted, RevertPlan, Way
     from mreg.registry.rewriting import Changes
     from mreg.registry.scores import Score
+    from mreg.registry.stored_weights import StoredArrays
     from mreg.registry.transform import Engine, Progress, Report
     from mreg.registry.verifying import Verified
     from mreg.registry.work import Work
@@ -83,7 +94,12 @@ class Registry:
         """The objects."""
         from mreg.registry.objects import ObjectStore
 
-        return ObjectStore(self.root / "objects")
+        return ObjectStore(self.root / "objects", self._why_missing)
+
+    def _why_missing(self, digest: Digest) -> MregError | None:
+        from mreg.registry.absence import explain
+
+        return explain(self, digest)
 
     @property
     def engine(self) -> Engine:
@@ -504,6 +520,27 @@ class Registry:
 
         return rollback(self, name, to=None if to is None else self.version(to), message=message, force=force)
 
+    def recall(self, what: str | Version, *, message: str, dry_run: bool = False) -> Impact:
+        """Recall a version, or whatever a dataset went into, by its name, and what came of it. `message` says why.
+
+        A name moves to none of these any more unless with `force`. With `dry_run`, only what it would reach.
+        """
+        from mreg.registry.recalling import recall
+
+        return recall(self, what, message=message, dry_run=dry_run)
+
+    def lift_recall(self, what: str | Version, *, message: str, dry_run: bool = False) -> Impact:
+        """Take a recall back. Raises Refused for what was not recalled itself."""
+        from mreg.registry.recalling import lift
+
+        return lift(self, what, message=message, dry_run=dry_run)
+
+    def recalls(self) -> list[tuple[Recall, Impact]]:
+        """Every recall that stands, and what it reaches now."""
+        from mreg.registry.recalling import listed
+
+        return self.log.ask(listed)
+
     def check_out(
         self, rev: str | Version, folder: Path | str, *, report: Callable[[int, int], None] = lambda done, total: None
     ) -> Version:
@@ -540,10 +577,17 @@ class Registry:
         from_base: bool = False,
         tolerance: float = 1e-3,
         threads: int | None = None,
+        jobs: int = 1,
+        resume: bool = False,
+        behaviour: str | Path | None = None,
         message: str = "",
         report: Heard = lambda step, said: None,
     ) -> Replay:
-        """Do the chain that led to a version again, judge every step, and record the verdicts."""
+        """Do the chain that led to a version again, judge every step, and record the verdicts.
+
+        So many `jobs` are done at once where steps do not rest on each other. With `resume` it goes on with a replay
+        that was stopped. `behaviour` is a dataset: where a step gives other bits, both are run on its rows.
+        """
         from mreg.registry.replaying import replay
 
         return replay(
@@ -552,6 +596,9 @@ class Registry:
             from_base=from_base,
             tolerance=tolerance,
             threads=threads,
+            jobs=jobs,
+            resume=resume,
+            behaviour=behaviour,
             message=message,
             report=report,
         )
@@ -576,11 +623,35 @@ class Registry:
 
         return rebase(self, self.version(rev), changes, ref=ref, message=message, report=report)
 
+    def revert_plan(self, step: str | Version, rev: str | Version, *, way: Way | None = None) -> RevertPlan:
+        """How `revert` would take a step out, and why that way. Raises Refused with the reasons where it cannot be."""
+        from mreg.registry.reverting import plan
+
+        return plan(self, self.version(step), self.version(rev), way=way)
+
+    def revert(
+        self,
+        step: str | Version,
+        rev: str | Version,
+        *,
+        way: Way | None = None,
+        ref: str | None = None,
+        message: str = "",
+        force: bool = False,
+        report: Callable[[str, Progress], None] = lambda transform, progress: None,
+    ) -> Reverted:
+        """Take the step that made one version out of a later one: by weights where that is exact, or by a rebase."""
+        from mreg.registry.reverting import revert
+
+        return revert(
+            self, self.version(step), self.version(rev), way=way, ref=ref, message=message, force=force, report=report
+        )
+
     def bisect(
         self,
         good: Iterable[str | Version],
         bad: str | Version,
-        judge: Judge,
+        judge: Judge | Opinion,
         *,
         asked: str = "",
         error_rate: float = 0.0,
@@ -590,6 +661,7 @@ class Registry:
     ) -> Bisected:
         """Find the first bad version between `good` and `bad`; `judge(version, folder)` says good, bad or skip.
 
+        In its place `by_metric` or `by_prompt` of `mreg.registry.opinions` may stand, which need no checkout.
         A search that is interrupted goes on with the answers that it had for the same `asked`.
         """
         from mreg.registry.bisecting import bisect
@@ -626,6 +698,77 @@ class Registry:
 
         return heritage(self, Path(folder), report=report)
 
+    def gc(
+        self,
+        *,
+        grace: float | None = None,
+        kept: float | None = None,
+        stale: float | None = None,
+        now: bool = False,
+        dry_run: bool = False,
+    ) -> Collected:
+        """Take objects that nothing needs out of the store, into quarantine first, and remove old caches.
+
+        Seconds: for `grace` (a day) after it was written nothing is taken, for `kept` (a week) it stays in quarantine,
+        and for `stale` (30 days) a cache that is not touched stays. `now` takes and deletes at once.
+        """
+        from mreg.registry import collecting
+
+        return collecting.collect(
+            self,
+            grace=collecting.GRACE if grace is None else grace,
+            kept=collecting.KEPT if kept is None else kept,
+            stale=collecting.STALE if stale is None else stale,
+            now=now,
+            dry_run=dry_run,
+        )
+
+    def gc_undo(self) -> Collected:
+        """Put all objects that are in quarantine back into the store."""
+        from mreg.registry.collecting import put_back
+
+        return put_back(self)
+
+    def evict_plan(self, rev: str | Version) -> Eviction:
+        """What `evict` would take. Raises Refused for a version that no replay has proved to come out again."""
+        from mreg.registry.evicting import plan
+
+        return plan(self, self.version(rev))
+
+    def evict(self, rev: str | Version, *, message: str = "") -> Eviction:
+        """Take the weights of a version that a replay has proved out of the store; `restore` makes them again."""
+        from mreg.registry.evicting import evict
+
+        return evict(self, self.version(rev), message=message)
+
+    def repack(
+        self, *, dry_run: bool = False, report: Callable[[int, int], None] = lambda done, total: None
+    ) -> Repacked:
+        """Store what is read often so that it is quick to read, and everything else so that it is small."""
+        from mreg.registry.repacking import repack
+
+        return repack(self, dry_run=dry_run, report=report)
+
+    def costs(self, *revs: str | Version) -> Costs:
+        """What these versions take in the store, by default all, and what the whole store takes."""
+        from mreg.registry.costs import costs
+
+        return costs(self, [self.version(rev) for rev in revs])
+
+    def restore_plan(self, rev: str | Version) -> ReplayPlan | None:
+        """The steps that `restore` would do again; None when the version is there."""
+        from mreg.registry.restoring import plan
+
+        return plan(self, self.version(rev))
+
+    def restore(
+        self, rev: str | Version, *, jobs: int = 1, message: str = "", report: Heard = lambda step, said: None
+    ) -> Restored:
+        """Make the missing weights of a version again, and store them if they are what they were."""
+        from mreg.registry.restoring import restore
+
+        return restore(self, self.version(rev), jobs=jobs, message=message, report=report)
+
     def fsck(self, *, repair: bool = False, report: Callable[[int, int], None] = lambda done, total: None) -> Findings:
         """Check the chain, the fold and every object; with `repair`, mend what can be proved."""
         from mreg.registry.checking import fsck
@@ -637,10 +780,16 @@ class Registry:
         return self.log.rebuild()
 
     def load(self, rev: str | Version, **options: Any) -> PreTrainedModel | PeftModel:
-        """The version as a transformers model; `options` go to `from_pretrained`."""
+        """The version as a transformers model, straight from the store; `options` go to `from_pretrained`."""
         from mreg.registry.loading import load
 
         return load(self, self.version(rev), **options)
+
+    def tensors(self, rev: str | Version) -> StoredArrays:
+        """The tensors of a version by name, as numpy arrays; each is read and checked when it is asked for."""
+        from mreg.registry.stored_weights import StoredArrays
+
+        return StoredArrays(self.manifest(rev), self.store)
 
     @contextmanager
     def scratch(self, name: str) -> Iterator[Path]:

@@ -210,6 +210,20 @@ def broken(reader: Reader, version: Digest, ref: str | None = None) -> list[dict
     return [row for row in judgements(reader, version) if not row["holds"] and row["ref"] in (None, ref)]
 
 
+def failing(reader: Reader) -> dict[Digest, list[str]]:
+    """In words, the guards that each version itself fails, by version; what a name asked of it is not counted."""
+    rows = reader.rows(
+        """SELECT j.version, j.words FROM judgement j WHERE j.ref IS NULL AND NOT j.holds AND j.seq = (
+               SELECT max(k.seq) FROM judgement k WHERE k.version = j.version AND k.guard = j.guard
+               AND k.source IS NOT DISTINCT FROM j.source AND k.ref IS NULL)
+           ORDER BY j.seq"""
+    )
+    found: dict[Digest, list[str]] = {}
+    for row in rows:
+        found.setdefault(row["version"], []).append(row["words"])
+    return found
+
+
 def policies(reader: Reader) -> dict[str, tuple[str, ...]]:
     """The guards that each name demands, by name."""
     rows = reader.rows("SELECT ref, guards FROM policy ORDER BY ref")

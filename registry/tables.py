@@ -162,7 +162,7 @@ class RunDatasetRow(SQLModel, table=True):
 
 
 class ReplayRow(SQLModel, table=True):
-    """One time that a chain was done again, and what it came to; `verdict` is null while it runs."""
+    """One time that a chain was done again, and what it came to; `verdict` is null until it has ended."""
 
     __tablename__ = "replay"
     id: str = Field(primary_key=True)
@@ -172,6 +172,8 @@ class ReplayRow(SQLModel, table=True):
     verdict: str | None
     steps: list[dict[str, Any]] = _json()
     environment: dict[str, Any] = _json()
+    host: str | None
+    resumed: int | None
     actor: str
     started_seq: int = _big()
     started_at: str
@@ -259,6 +261,33 @@ class PolicyRow(SQLModel, table=True):
     recorded_at: str
 
 
+class EvictionRow(SQLModel, table=True):
+    """A version whose weights were taken out of the store and not made again yet."""
+
+    __tablename__ = "eviction"
+    version: str = Field(primary_key=True)
+    replay: str
+    verdict: str
+    objects: int = _big()
+    bytes: int = _big()
+    message: str
+    actor: str
+    seq: int = _big()
+    recorded_at: str
+
+
+class RecallRow(SQLModel, table=True):
+    """A version or a dataset that is recalled; what came of it is not listed here but follows from the edges."""
+
+    __tablename__ = "recall"
+    digest: str = Field(primary_key=True)
+    kind: str
+    message: str
+    actor: str
+    seq: int = _big()
+    recorded_at: str
+
+
 TABLES: dict[str, type[SQLModel]] = {
     str(row.__tablename__): row
     for row in (
@@ -276,5 +305,7 @@ TABLES: dict[str, type[SQLModel]] = {
         ScoreRow,
         JudgementRow,
         PolicyRow,
+        RecallRow,
+        EvictionRow,
     )
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
@@ -13,6 +13,8 @@ from mreg.registry.recipe import Step
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
+    from mreg.registry.claim import Made
+    from mreg.registry.prediction import Prediction
     from peft import PeftModel
     from transformers import PreTrainedModel
 
@@ -51,6 +53,7 @@ class Input:
 
     `derived` inputs are not asked for: they are the base version that the adapter in `source` fits, or what `trace`
     finds, given the params and the steps that led to `source`, its own the last; None where there is none to be.
+    `named` is the param that says by its digest which version that is.
     `optional` ones may be left out. An adapter given where a `model` is taken is fused into its base first, in a step
     of its own.
     """
@@ -62,6 +65,7 @@ class Input:
     derived: bool = False
     optional: bool = False
     trace: Callable[[Any, Sequence[Step]], str | None] | None = None
+    named: str | None = None
 
 
 class JobInput(BaseModel):
@@ -206,6 +210,16 @@ class Transform(Generic[P]):
     between which the trainer of transformers splits the rows. One that `resumes` writes the checkpoints that
     `Job.checkpoints` asks for, on SIGTERM too, and goes on from one to the same bytes and facts as without it. `adopt`
     reads the configuration of another tool as a step, and gives None where it is none.
+
+    `restore` puts what a run depended on besides its job back for a replay, into a folder that is not there yet, and
+    gives the params to run with and a word for people. Without a folder it only looks whether that can be done. It
+    raises a MregError for what cannot be had any more.
+
+    `predict` says element by element how tensors of the output follow from stored ones, by the name that they have
+    there, the best guess first where there are several: it is what they are stored against. It needs no more than the
+    params and the inputs, but may look into the output to find a number, such as a threshold, that stands nowhere else.
+    A guess that is wrong costs room and nothing else. It is called in the registry's own process, where nobody waits
+    for torch to load.
     """
 
     params: type[P]
@@ -221,6 +235,8 @@ class Transform(Generic[P]):
     distributed: bool = False
     resumes: bool = False
     adopt: Callable[[Mapping[str, Any]], Asked | None] | None = None
+    restore: Callable[[P, Path | None], tuple[P, str]] | None = None
+    predict: Callable[[P, Made], Iterable[tuple[str, Prediction]]] | None = None
 
     @property
     def name(self) -> str:
@@ -278,13 +294,17 @@ class Engine(Protocol):
     def run(self, job: Job, report: Report) -> Outcome:
         """Do the work in a child process. Raises KeyboardInterrupt after having ended the child."""
 
+    def interrupt(self) -> None:
+        """End the jobs that other threads run, as far as one process does each: they fail, and `run` comes back."""
+
     def close(self) -> None:
         """End what was started. The engine may be used again afterwards."""
 
     def load(self, base: Path, adapter: Path, **options: Any) -> PreTrainedModel | PeftModel:
         """The model in the folder `base` with the adapter in the other on it, whatever its kind, in evaluation mode.
 
-        `options` go to `from_pretrained` of the base. It is loaded into this process.
+        `options` go to `from_pretrained` of the base; a `state_dict` among them holds its weights in place of files.
+        It is loaded into this process.
         """
 
     def environment(self, *, threads: int, portable: bool, device: str) -> dict[str, Any]:

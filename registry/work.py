@@ -6,18 +6,21 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mreg.registry import canonical, curves, datasets, queries, surroundings
 from mreg.registry.applying import BAD_MODEL, Applied, TransformFailed, keep, reap, record_failure
+from mreg.registry.candidates import Done, of_step
 from mreg.registry.checkout import check_out
 from mreg.registry.datasets import Dataset
 from mreg.registry.events import InputUsed, RunFinished, WorkStarted
 from mreg.registry.folder import Mark
+from mreg.registry.holding import shared
 from mreg.registry.importing import is_there
+from mreg.registry.recalling import warn
 from mreg.registry.recording import Other, check_name, resolved
 from mreg.registry.references import move_ref
 from mreg.registry.revs import check_ref_name
@@ -148,8 +151,9 @@ def record(
     code = surroundings.code()
     inputs = resolved(registry, source, others)
     used = tuple(datasets.find(registry, item) for item in data)
+    warn(registry, [version for _, version in inputs], used)
     run = registry.log.new_id()
-    with registry.scratch(run) as folder:
+    with registry.scratch(run) as folder, ExitStack() as held:
         work = Work(registry, run, folder, inputs, used)
         started = WorkStarted(
             run=run,
@@ -166,10 +170,12 @@ def record(
             wall_s = time.monotonic() - began
             if not any(work.output.iterdir()):
                 raise TransformFailed(f"{transform} wrote no model", fix="save it into `run.output` inside the block")
+            held.enter_context(shared(registry, patiently=True))
             try:
                 trusted = {*trust, *(mark for _, version in inputs for mark in version.marks)}
                 by = f"{transform}, run {run}"
-                kept = keep(registry, work.output, by=by, made=work.made, trust=trusted, exclude=exclude)
+                guess = None if ref else partial(of_step, registry, Done(transform, params, work.facts(), inputs))
+                kept = keep(registry, work.output, by=by, made=work.made, trust=trusted, exclude=exclude, guess=guess)
             except BAD_MODEL as error:
                 saved = registry.root / "failed" / run
                 saved.parent.mkdir(exist_ok=True)

@@ -129,6 +129,10 @@ def judgement(number: int, *, holds: bool, **more: Any) -> e.GuardJudged:
     )
 
 
+def recalled(number: int, **more: Any) -> e.VersionRecalled:
+    return e.VersionRecalled(version=digest(number), **{"message": "leaked", **more})
+
+
 def history(said: Iterable[e.Event]) -> list[Recorded]:
     """These events as a log holds them."""
     recorded: list[Recorded] = []
@@ -174,6 +178,8 @@ def said(draw: st.DrawFn, *, max_size: int = 20) -> list[e.Event]:
         message = draw(texts())
         kinds = ["import", "dataset"] + ["record", "start", "work", "ref", "replay"] * bool(known)
         kinds += ["policy"] + ["evaluate", "guard"] * bool(known)
+        kinds += ["evict", "restore"] * bool(known)
+        kinds += ["recall", "lift"] * bool(known)
         kinds += ["finish", "fail"] * bool(runs) + ["judge"] * bool(replays) + ["delete"] * bool(refs)
         number = draw(st.integers(1, 6))
         match draw(st.sampled_from(kinds)):
@@ -234,9 +240,25 @@ def said(draw: st.DrawFn, *, max_size: int = 20) -> list[e.Event]:
             case "guard":
                 version, ref = draw(st.sampled_from(known)), draw(st.none() | st.sampled_from(NAMES))
                 found.append(judgement(version, holds=draw(st.booleans()), ref=ref, words=message))
+            case "recall":
+                found.append(recalled(draw(st.sampled_from(known)), message=message))
+            case "lift":
+                found.append(e.RecallLifted(version=digest(draw(st.sampled_from(known))), message=message))
             case "policy":
                 asked = draw(st.lists(texts(), max_size=2))
                 found.append(e.PolicySet(ref=draw(st.sampled_from(NAMES)), guards=tuple(asked), message=message))
+            case "evict":
+                version = digest(draw(st.sampled_from(known)))
+                found.append(
+                    e.VersionEvicted(version=version, replay="r", verdict="bytes", objects=number, bytes=number)
+                )
+            case "restore":
+                version = digest(draw(st.sampled_from(known)))
+                found.append(
+                    e.VersionRestored(
+                        version=version, verdict="bytes", steps=(version,), environment=draw(params), wall_s=1.5
+                    )
+                )
             case "replay":
                 replays.append((f"replay-{step}", draw(st.sampled_from(known))))
                 found.append(

@@ -27,6 +27,7 @@ PURE = (
     "plain",
     "recipe",
     "recorded",
+    "reversion",
     "revs",
     "safetensors_header",
     "tradeoff",

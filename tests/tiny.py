@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,22 @@ def make_adapter(folder: Path, base: Path, *, seed: int = 1, **options: Any) -> 
         adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
     adapted.save_pretrained(folder)
     (folder / "README.md").unlink()
+    return folder
+
+
+def make_changed(folder: Path, model: Path, *names: str) -> Path:
+    """A copy of a model in which one is added to the tensors of these names; the other files and the header stay."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    shutil.copytree(model, folder)
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  no mapping
+            metadata = opened.metadata()
+        changed = {name: tensor + 1 if name in names else tensor for name, tensor in tensors.items()}
+        save_file(changed, file, metadata)
+        file.chmod(0o644)
     return folder
 
 

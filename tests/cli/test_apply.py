@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mreg.cli import replay
-from mreg.cli.command import Call
+from mreg.cli import replayed
 from mreg.registry import Registry
 from mreg.registry.events import StepJudged
 from mreg.registry.replaying import Replay, ReplayPlan
@@ -29,7 +28,7 @@ def test_a_step_is_run_once_then_answered_from_the_log_and_replayed_with_a_verdi
     step = ["apply", "cast", "--from", "base", "--dtype", "bfloat16", "--as", "small", "--threads", "1"]
     made = ok(*step, "-m", "to save space")
     again = run(*step)
-    replayed = run("replay", "small", "--threads", "2")
+    judged = run("replay", "small", "--threads", "2")
 
     names = {"version", "digest", "weights", "parents", "transform", "params", "facts", "cached", "event"}
     assert names <= made.keys()
@@ -41,9 +40,9 @@ def test_a_step_is_run_once_then_answered_from_the_log_and_replayed_with_a_verdi
     )
     assert "v5 (small)  cast v1  dtype=bfloat16" in again.out
     assert "answered from the log" in again.out
-    assert 0 == replayed.code
-    assert "threads 1 → 2" in replayed.out
-    assert replayed.out.endswith("v5: bytes, every file came out again, byte for byte\n")
+    assert 0 == judged.code
+    assert "threads 1 → 2" in judged.out
+    assert judged.out.endswith("v5: bytes, every file came out again, byte for byte\n")
     assert "bytes" == ok("show", "small")["replays"][0]["verdict"]
     assert "to save space" in run("log", "small").out
 
@@ -119,7 +118,7 @@ def test_a_replay_that_differs_says_where_by_how_much_and_what_was_otherwise(
         wall_s=2.0,
     )
 
-    replay._tell(Call(), Replay(plan, "different", (step,), 9), 1e-3)
+    replayed.tell(Replay(plan, "different", (step,), 9, tolerance=1e-3))
 
     shown = capsys.readouterr().out
     assert "0.25" in shown

@@ -94,6 +94,24 @@ def test_show_lists_the_newest_scores_and_what_guards_said(run: Run) -> None:
     assert f"fails  {WORDS}" in shown
 
 
+def test_list_marks_the_versions_that_fail_a_guard_of_their_own(run: Run, told: Callable[..., Path]) -> None:
+    told(
+        imported(1),
+        *(made(number, 1) for number in (2, 3, 4, 5)),
+        judgement(2, holds=False, words=WORDS),
+        judgement(3, holds=False),
+        judgement(3, holds=True),
+        judgement(4, holds=False, ref="prod"),
+        judgement(5, holds=True, source=digest(2)),
+        judgement(5, holds=False, source=None, other=None),
+    )
+    found, result = run("list", "--json").json, run("list")
+    marked = [line.split()[0] for line in result.out.splitlines() if line.split()[1] == "!"]
+
+    assert [[], [WORDS], [], [], ["perplexity(general) is 31.2"]] == [row["fails"] for row in found]
+    assert ["v2", "v5"] == marked
+
+
 @pytest.mark.usefixtures("measured")
 def test_diff_shows_both_scores_and_the_difference(run: Run) -> None:
     result = run("diff", "v1", "v2", "--scores", "--json")

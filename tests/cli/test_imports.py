@@ -26,6 +26,8 @@ READING = [
     ["sql", "SELECT 1"],
     ["--json", "log"],
     ["--version"],
+    ["du"],
+    ["du", "v1"],
     ["checkout", "--help"],
 ]
 

@@ -236,7 +236,7 @@ def test_show_tells_the_run_its_curve_and_its_replays(run: Run, afresh: Run) -> 
     assert "tokens       123.5 M" in shown
     assert "seed      0, 2 threads, device auto" in shown
     assert "with      torch 2.13.0" in shown
-    assert "reproduced   twice, on 2 kinds of machine" in shown
+    assert "reproduced   twice, last on 2026-01-01 00:00:08 UTC, on two machines" in shown
     assert any(line.startswith("last replay  different") for line in shown)
 
 

@@ -32,6 +32,7 @@ def test_a_command_is_a_step_that_is_recorded_cached_and_replayed(ok: Run, run: 
     again = run(*step, *words)
     (filled / "train.sh").write_text(f"{CHANGE}\n# changed\n")
     changed = run(*step, "--json", *words).json
+    (filled / "train.sh").write_text("exit 1\n")
     replayed = run("replay", "mine")
 
     assert ("v5", ["v1"], "command", False) == (made["version"], made["parents"], made["transform"], made["cached"])
@@ -44,7 +45,8 @@ def test_a_command_is_a_step_that_is_recorded_cached_and_replayed(ok: Run, run: 
     assert "+# changed" in changed["params"]["diff"]
     assert '{"seed": 3}' == (Path(ok("checkout", "mine", "out")["path"]) / "config.json").read_text().strip()
     assert 0 == replayed.code
-    assert "code.files.train.sh" in replayed.out
+    assert f"in a checkout of commit {made['params']['commit'][:12]}" in replayed.out
+    assert "code.files" not in replayed.out, "it is what it was"
     assert "by hand" in run("log", "mine").out
 
 

@@ -96,6 +96,8 @@ EXAMPLES: tuple[e.Event, ...] = (
         scores=(digest(2, "e"),),
     ),
     e.PolicySet(ref="prod", guards=("perplexity(train) <= 1.05 * source",), message="no worse"),
+    e.VersionRecalled(version=digest(2), message="trained on the test set"),
+    e.RecallLifted(dataset=digest(9), message="consent was given"),
     e.ReplayStarted(replay="7f71", version=digest(2), from_base=True, tolerance=0.001, steps=(digest(2),)),
     e.ReplayFinished(
         replay="7f71",
@@ -108,14 +110,30 @@ EXAMPLES: tuple[e.Event, ...] = (
                 verdict="different",
                 weights=digest(3, "b"),
                 max_abs=0.5,
+                max_rel=0.75,
+                max_ulps=9,
                 rel_l2=0.25,
+                first_tensor="lm_head.weight",
                 worst_tensor="lm_head.weight",
                 changed_tensors=1,
+                inherited=(digest(1),),
+                made={digest(9): None},
+                behaviour={"dataset": digest(9), "kl": {"value": 0.5}},
+                note="in a checkout of its commit",
                 environment={"threads": (2, 1)},
                 wall_s=9.5,
             ),
         ),
         environment={"threads": 1},
+        host="lab",
+        jobs=2,
+        resumed=1,
+    ),
+    e.VersionEvicted(
+        version=digest(2), replay="7f71", verdict="tensors", objects=272, bytes=268435456, message="rarely used"
+    ),
+    e.VersionRestored(
+        version=digest(3), verdict="bytes", steps=(digest(2), digest(3)), environment={"torch": "2.8.0"}, wall_s=12.5
     ),
 )
 """One event of every kind or more, in an order in which they can happen."""
