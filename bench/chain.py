@@ -77,7 +77,8 @@ def made(*, full: bool) -> dict[str, Path]:
         # In a process of its own, which torch does not outlive. Threads that wait without sleeping would slow down
         # whatever else is running.
         words: list[str | Path] = [sys.executable, "-m", "bench.chain", folder, *(["--full"] if full else [])]
-        subprocess.run(words, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}, check=True)
+        quiet = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "TORCHAO_LOG_LEVEL": "ERROR"}
+        subprocess.run(words, env={**os.environ, **quiet, "OMP_WAIT_POLICY": "PASSIVE"}, check=True)
     return {**paths, "rollback": paths[BASE]}
 
 

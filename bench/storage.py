@@ -24,7 +24,9 @@ from bench.measure import MREG, Line, call, command, in_turns, out_folder, told
 from bench.others import Keeper, size_of
 
 ROUNDS = 3
-PLAIN, RECIPES = "mreg", "mreg, recipes"
+PLAIN, RECIPES, COMMANDS = "mreg", "mreg, recipes", "mreg, commands"
+COMPARED = ("DVC", "git-lfs")
+"""What whole commands are held against."""
 FINE_TUNES = ("sft-1e-5", "sft-5e-5", "sft-4e-4")
 QUICK = ("frozen", "edit", "rollback")
 CHECKED_OUT = {BASE: "a version stored by itself", "sft-5e-5": "a fine-tune", "merged": "a merge"}
@@ -39,6 +41,9 @@ class Mreg:
         self.registry = Registry.init(root)
         self._recipes = recipes
         self._digests: dict[str, str] = {}
+
+    def lay(self, version: str, folder: Path) -> None:
+        """See `Keeper`."""
 
     def add(self, version: str, folder: Path) -> None:
         """See `Keeper`."""
@@ -58,6 +63,39 @@ class Mreg:
     def check_out(self, version: str, folder: Path) -> None:
         """See `Keeper`."""
         self.registry.check_out(self._digests[version], folder)
+
+    def stored(self) -> int:
+        """See `Keeper`."""
+        return size_of(self.registry.store.root)
+
+
+class Commands:
+    """The same without recipes, each time as a command of its own, which imports what it needs anew."""
+
+    name = COMMANDS
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.registry = Registry.init(root)
+        self._names: dict[str, str] = {}
+
+    def lay(self, version: str, folder: Path) -> None:
+        """See `Keeper`."""
+
+    def add(self, version: str, folder: Path) -> None:
+        """See `Keeper`."""
+        member = next(member for member in FAMILY if member.name == version)
+        if not member.transform:
+            command([MREG, "import", folder], cwd=self.root)
+            self._names.setdefault(version, "v1")
+            return
+        source = self._names[member.source]
+        command([MREG, "record", "--from", source, "--output", folder, "--transform", "elsewhere"], cwd=self.root)
+        self._names[version] = f"v{len(self._names) + 1}"
+
+    def check_out(self, version: str, folder: Path) -> None:
+        """See `Keeper`."""
+        command([MREG, "checkout", self._names[version], folder], cwd=self.root)
 
     def stored(self) -> int:
         """See `Keeper`."""
@@ -91,7 +129,12 @@ def family(*, full: bool) -> Iterator[Line]:
     logical = sum(size_of(path) for name, path in paths.items() if name != "rollback")
     with out_folder("storage") as here:
         _warm_up(paths, here / "warm")
-        keepers = [*others.installed(here), Mreg(here / "plain", recipes=False), Mreg(here / "recipes", recipes=True)]
+        keepers = [
+            *others.installed(here),
+            Mreg(here / "plain", recipes=False),
+            Mreg(here / "recipes", recipes=True),
+            Commands(here / "commands"),
+        ]
         copies = keepers[0].name
         added = _add(keepers, paths)
         _print_added(added, paths)
@@ -111,6 +154,18 @@ def family(*, full: bool) -> Iterator[Line]:
     for version, target in ((BASE, 2.0), ("sft-5e-5", 6.0)):
         ratio = checked[PLAIN][version] / checked[copies][version]
         yield f"check out {CHECKED_OUT[version]}, cold / cp", ratio, target, "x"
+    for other in COMPARED:
+        if other not in added:
+            continue
+        tuned[other], tuned[COMMANDS] = (
+            sum(added[name][version].seconds for version in FINE_TUNES) for name in (other, COMMANDS)
+        )
+        yield f"command that adds a full fine-tune / {other}", tuned[COMMANDS] / tuned[other], 1.0, "x"
+        ratio = added[COMMANDS]["rollback"].seconds / added[other]["rollback"].seconds
+        yield f"command that adds a rollback / {other}", ratio, 1.0, "x"
+        for version, what in CHECKED_OUT.items():
+            ratio = checked[COMMANDS][version] / checked[other][version]
+            yield f"command that checks out {what}, cold / {other}", ratio, 1.0, "x"
 
 
 def title(version: str) -> str:
@@ -134,6 +189,7 @@ def _add(keepers: Sequence[Keeper], paths: Mapping[str, Path]) -> dict[str, dict
         for file in path.iterdir():
             file.read_bytes()
         for keeper in keepers:
+            keeper.lay(version, path)
             before = keeper.stored()
             seconds = call(partial(keeper.add, version, path))
             added[keeper.name][version] = Added(keeper.stored() - before, seconds)
