@@ -126,8 +126,8 @@ class Dvc:
 
     def check_out(self, version: str, folder: Path) -> None:
         """See `Keeper`."""
-        shutil.rmtree(self.root / version)
-        run(["dvc", "checkout", "-q", version], self.root)
+        shutil.rmtree(self.root / version, ignore_errors=True)
+        run(["dvc", "checkout", "-q", f"{version}.dvc"], self.root)
         (self.root / version).rename(folder)
 
     def stored(self) -> int:

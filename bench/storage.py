@@ -2,7 +2,8 @@
 
 By default the small family of `chain.py`, whose sizes and memory have targets; with `--full` its large one, where times
 have them too; `--large` adds peak memory on a model of more than 2 GB. One run, in which everything that is compared
-takes turns. Files are in the system's cache when they are added, and are not when they are checked out.
+takes turns. Files are in the system's cache when they are added, and are not when they are checked out. mreg and git
+have what they added on the disk when they are done; `cp` leaves that to the system.
 """
 
 from __future__ import annotations
@@ -191,6 +192,8 @@ def _add(keepers: Sequence[Keeper], paths: Mapping[str, Path]) -> dict[str, dict
         for keeper in keepers:
             keeper.lay(version, path)
             before = keeper.stored()
+            # What others wrote is on the disk by now, and keeps nobody waiting.
+            os.sync()
             seconds = call(partial(keeper.add, version, path))
             added[keeper.name][version] = Added(keeper.stored() - before, seconds)
     return added

@@ -16,7 +16,7 @@ DEEPEST = 2
 SMALLEST = 4096
 """Content of fewer bytes stays as it is."""
 
-_PIECE = 1 << 16
+_PIECE = 1 << 15
 _PIECES = 3
 _SOLO_PAYS = 0.95
 """What planes must leave of the bytes at most."""

@@ -15,10 +15,11 @@ import numpy as np
 from mreg.registry import planes
 from mreg.registry.digests import Buffer
 from mreg.registry.layouts import Layout, Unsigned, layout_of
-from mreg.registry.ordering import Array, sort, unsort
+from mreg.registry.ordering import Array, Order, order_of, sort, unsort
 from mreg.registry.packing import BadFrame as BadFrame
 from mreg.registry.packing import Plane, Reader, Writer, scratch
 from mreg.registry.stretches import Flags, read_flags, read_stretches, stretches, write_stretch
+from mreg.registry.weights import same_bytes
 
 _SOLO, _DELTA = range(2)
 _ORDERED, _ZERO, _SIGNED_ZERO = 1, 2, 4
@@ -42,19 +43,33 @@ def encode(content: Buffer, predicted: Buffer, dtype: str) -> bytes:
 
     Law: `decode(encode(c, p, d), p, d) == c`, bit for bit.
     """
+    return _encode(content, predicted, dtype)[0]
+
+
+def encode_proved(content: Buffer, predicted: Buffer, dtype: str) -> bytes:
+    """The same frame, after it gave the content back. Quicker than to do both: the order is found once."""
+    frame, order = _encode(content, predicted, dtype)
+    assert same_bytes(_decode(frame, predicted, dtype, order), memoryview(content)), "a delta gave back other bytes"
+    return frame
+
+
+def _encode(content: Buffer, predicted: Buffer, dtype: str) -> tuple[bytes, Order | None]:
+    """The frame, and the order of the predicted exponents if it was used."""
     assert len(content) == len(predicted), f"{len(content)} bytes are no change of {len(predicted)}"
     layout = layout_of(dtype)
     elements, parents = layout.elements(content), layout.elements(predicted)
     count, changed = len(elements), int(np.count_nonzero(elements != parents))
     if not changed:
-        return b""
+        return b"", None
     how = _zeros(elements, parents, layout) if changed >= _MANY_ZEROS * count else 0
     pieces = _pieces(elements, parents, layout, how)
+    order = None
     if layout.mantissa is not None and changed >= _FEW * count:
         how |= _ORDERED
-        columns, ends = sort(((_exponents(parent, layout), columns) for parent, columns in pieces), count)
+        order = _order(parents, layout)
+        columns, ends = sort(order, pieces), order.ends()
     else:
-        columns = [np.concatenate(column) for column in zip(*(columns for _, columns in pieces), strict=True)]
+        columns = [np.concatenate(column) for column in zip(*pieces, strict=True)]
         ends = [count]
     differences, zeros = columns[0], columns[1] if len(columns) > 1 else None
     writer = Writer()
@@ -71,12 +86,17 @@ def encode(content: Buffer, predicted: Buffer, dtype: str) -> bytes:
     if len(frame) > _UNRELATED * len(content):
         solo = planes.encode(content, dtype)
         if len(solo) < len(frame):
-            return bytes([_SOLO]) + solo
-    return frame
+            return bytes([_SOLO]) + solo, None
+    return frame, order
 
 
 def decode(frame: Buffer, predicted: Buffer, dtype: str) -> memoryview:
     """The content that was encoded. Raises BadFrame; allocates some times its size, whatever the frame says."""
+    return _decode(frame, predicted, dtype, None)
+
+
+def _decode(frame: Buffer, predicted: Buffer, dtype: str, order: Order | None) -> memoryview:
+    """The content; `order` is that of the predicted exponents, where it is known."""
     if not frame:
         return memoryview(bytes(predicted))
     reader = Reader(frame)
@@ -95,7 +115,7 @@ def decode(frame: Buffer, predicted: Buffer, dtype: str) -> memoryview:
     columns = [column for column in (differences, zeros) if column is not None]
     pieces: Iterable[Sequence[Array]]
     if how & _ORDERED:
-        pieces = unsort((_exponents(parents[piece], layout) for piece in _slices(len(parents))), columns)
+        pieces = unsort(order or _order(parents, layout), columns)
     else:
         pieces = ([column[piece] for column in columns] for piece in _slices(len(parents)))
     out = np.empty(len(parents), layout.unsigned)
@@ -108,6 +128,10 @@ def decode(frame: Buffer, predicted: Buffer, dtype: str) -> memoryview:
             zero = parents[piece] & _sign_bit(layout) if how & _SIGNED_ZERO else 0
             np.copyto(out[piece], zero, where=found[-1])
     return layout.content(out)
+
+
+def _order(parents: Unsigned, layout: Layout) -> Order:
+    return order_of((_exponents(parents[piece], layout) for piece in _slices(len(parents))), len(parents))
 
 
 def _read(reader: Reader, how: int, count: int, layout: Layout) -> tuple[Unsigned | None, Flags | None]:
@@ -129,14 +153,14 @@ def _slices(count: int) -> Iterator[slice]:
     return (slice(start, start + _PIECE) for start in range(0, count, _PIECE))
 
 
-def _pieces(elements: Unsigned, parents: Unsigned, layout: Layout, how: int) -> Iterator[tuple[Unsigned, list[Array]]]:
-    """Pieces of the predicted elements; with each, the differences, and where zeros are told apart, which are zeros."""
+def _pieces(elements: Unsigned, parents: Unsigned, layout: Layout, how: int) -> Iterator[list[Array]]:
+    """The differences in pieces, and with them, where zeros are told apart, which elements became zero."""
     for piece in _slices(len(elements)):
         element, parent = elements[piece], parents[piece]
         columns: list[Array] = [_difference(element, parent, layout)]
         if how:
             columns.append(_became_zero(element, parent, layout, how))
-        yield parent, columns
+        yield columns
 
 
 def _difference(elements: Unsigned, parents: Unsigned, layout: Layout) -> Unsigned:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NoReturn
 
 from blake3 import blake3
@@ -54,7 +55,7 @@ class FileEntry:
     tensors: tuple[TensorEntry, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Manifest:
     """The files of one model, sorted by path."""
 
@@ -87,6 +88,10 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The canonical JSON: what is stored, and what the digests are of."""
+        return self._canonical
+
+    @cached_property
+    def _canonical(self) -> bytes:
         return canonical.dumps({"files": [_file_to_json(file) for file in self.files], "format": FORMAT})
 
     @property

@@ -8,7 +8,7 @@ however it was cut.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,49 +21,73 @@ LONGEST = 1 << 16
 _KEYS = np.arange(256, dtype=np.uint8)
 
 
-def sort(pieces: Iterable[tuple[Plane, Sequence[Array]]], count: int) -> tuple[list[Array], list[int]]:
-    """The columns of pieces in the order of their keys, what has one key as it was; and where each key ends.
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Where the elements of some pieces come from: their places in their piece, and how many of each key a piece has.
 
-    `count` are the elements of all pieces. What is given is the thread's to read until it sorts again.
+    It is the thread's to use until it orders others.
     """
-    sorted_pieces: list[Array] = []
+
+    places: npt.NDArray[np.uint16]
+    counts: Sequence[npt.NDArray[np.intp]]
+
+    def pieces(self) -> Iterator[tuple[slice, npt.NDArray[np.intp]]]:
+        """Where each piece lies, and the places in it by their keys."""
+        start = 0
+        for counts in self.counts:
+            piece = slice(start, start := start + int(counts.sum()))
+            yield piece, self.places[piece].astype(np.intp)
+
+    def ends(self) -> list[int]:
+        """Where the elements of each key that there is end."""
+        ends = np.cumsum(np.sum(self.counts, axis=0))
+        found: list[int] = np.unique(ends[ends > 0]).tolist()
+        return found
+
+
+def order_of(pieces: Iterable[Plane], count: int) -> Order:
+    """The order of elements by the keys of each piece, `count` in all."""
+    places = scratch("places", count, np.uint16)
     counts = []
     at = 0
-    for keys, columns in pieces:
+    for keys in pieces:
+        assert len(keys) <= LONGEST, f"a piece has {len(keys)} elements"
         index = np.argsort(keys, kind="stable")
         counts.append(_counts(keys, index))
+        places[at : at + len(keys)] = index
+        at += len(keys)
+    assert at == count, f"{at} elements are not {count}"
+    return Order(places, counts)
+
+
+def sort(order: Order, pieces: Iterable[Sequence[Array]]) -> list[Array]:
+    """The columns of pieces in that order. What is given is the thread's to read until it sorts again."""
+    sorted_pieces: list[Array] = []
+    for (piece, index), columns in zip(order.pieces(), pieces, strict=True):
         if not sorted_pieces:
-            sorted_pieces = [scratch(f"pieces {place}", count, column.dtype) for place, column in enumerate(columns)]
+            sorted_pieces = _scratches("pieces", len(order.places), columns)
         for column, to in zip(columns, sorted_pieces, strict=True):
             # Every index is there; to clip spares numpy the copy that it makes in case one is not.
-            column.take(index, out=to[at : at + len(keys)], mode="clip")
-        at += len(keys)
-    joined = [scratch(f"joined {place}", count, column.dtype) for place, column in enumerate(sorted_pieces)]
-    for here, there in _joints(counts):
+            column.take(index, out=to[piece], mode="clip")
+    joined = _scratches("joined", len(order.places), sorted_pieces)
+    for here, there in _joints(order.counts):
         for column, to in zip(sorted_pieces, joined, strict=True):
             to[there] = column[here]
-    ends = np.cumsum(np.sum(counts, axis=0))
-    return joined, np.unique(ends[ends > 0]).tolist()
+    return joined
 
 
-def unsort(keys: Iterable[Plane], columns: Sequence[Array]) -> Iterator[list[Array]]:
-    """The columns as they were before `sort`, in pieces as long as those of the keys."""
-    count = len(columns[0])
-    indices = scratch("indices", count, np.uint16)
-    counts, ends = [], [0]
-    for piece in keys:
-        assert len(piece) <= LONGEST, f"a piece has {len(piece)} elements"
-        index = np.argsort(piece, kind="stable")
-        counts.append(_counts(piece, index))
-        ends.append(ends[-1] + len(piece))
-        indices[ends[-2] : ends[-1]] = index
-    sorted_pieces = [scratch(f"pieces {place}", count, column.dtype) for place, column in enumerate(columns)]
-    for here, there in _joints(counts):
+def unsort(order: Order, columns: Sequence[Array]) -> Iterator[list[Array]]:
+    """The columns as they were before `sort`, piece by piece."""
+    sorted_pieces = _scratches("pieces", len(order.places), columns)
+    for here, there in _joints(order.counts):
         for column, to in zip(columns, sorted_pieces, strict=True):
             to[here] = column[there]
-    for start, stop in pairwise(ends):
-        index = indices[start:stop].astype(np.intp)
-        yield [_scattered(column[start:stop], index) for column in sorted_pieces]
+    for piece, index in order.pieces():
+        yield [_scattered(column[piece], index) for column in sorted_pieces]
+
+
+def _scratches(name: str, count: int, like: Sequence[Array]) -> list[Array]:
+    return [scratch(f"{name} {place}", count, column.dtype) for place, column in enumerate(like)]
 
 
 def _scattered(values: Array, index: npt.NDArray[np.intp]) -> Array:
@@ -79,7 +103,7 @@ def _counts(keys: Plane, index: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
     return stops
 
 
-def _joints(counts: list[npt.NDArray[np.intp]]) -> Iterator[tuple[slice, slice]]:
+def _joints(counts: Sequence[npt.NDArray[np.intp]]) -> Iterator[tuple[slice, slice]]:
     """Where each key of each sorted piece lies: piece after piece, and in the whole order."""
     if not counts:
         return

@@ -12,6 +12,7 @@ from mreg.registry.digests import Buffer
 from mreg.registry.layouts import Layout, Unsigned, layout_of
 from mreg.registry.packing import PIECE, Reader, Writer, scratch
 from mreg.registry.packing import BadFrame as BadFrame
+from mreg.registry.weights import same_bytes
 
 _STORED, _PLANES = range(2)
 
@@ -24,6 +25,13 @@ def encode(content: Buffer, dtype: str) -> bytes:
     writer.elements(_rotated(layout.elements(content), layout))
     frame = writer.frame()
     return frame if len(frame) <= len(content) else b"".join((bytes([_STORED]), content))
+
+
+def encode_proved(content: Buffer, dtype: str) -> bytes:
+    """The same frame, after it gave the content back."""
+    frame = encode(content, dtype)
+    assert same_bytes(decode(frame, len(content), dtype), memoryview(content)), "planes gave back other bytes"
+    return frame
 
 
 def decode(frame: Buffer, size: int, dtype: str) -> memoryview:

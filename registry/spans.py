@@ -80,8 +80,9 @@ class Held:
         return len(self._data)
 
     def chunks(self) -> Iterator[memoryview]:
-        """The bytes as one chunk."""
-        yield self._data
+        """The bytes in order."""
+        for start in range(0, len(self._data), CHUNK):
+            yield self._data[start : start + CHUNK]
 
     def read(self, start: int, stop: int) -> memoryview:
         """The bytes from `start` to before `stop`."""

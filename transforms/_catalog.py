@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.util
+import sys
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,12 @@ def _own() -> set[str]:
 
 
 def _outside() -> dict[str, EntryPoint]:
+    return _offered(tuple(sys.path))
+
+
+@functools.cache
+def _offered(_path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    """What packages on the path offer; looked up once, since that reads a file of every installed package."""
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from mreg.registry.ordering import sort, unsort
+from mreg.registry.ordering import order_of, sort, unsort
 
 
 @given(
@@ -17,11 +17,11 @@ def test_sorting_pieces_sorts_the_whole_and_can_be_undone(found: list[int], piec
     numbers, flags = np.arange(len(keys), dtype=np.uint32), keys % 2 == 1
     cuts = [slice(start, start + piece) for start in range(0, len(keys), piece)]
 
-    columns, ends = sort(((keys[cut], [numbers[cut], flags[cut]]) for cut in cuts), len(keys))
-    columns = [column.copy() for column in columns]
-    back = list(unsort((keys[cut] for cut in cuts), columns))
+    order = order_of((keys[cut] for cut in cuts), len(keys))
+    columns = [column.copy() for column in sort(order, ([numbers[cut], flags[cut]] for cut in cuts))]
+    back = list(unsort(order, columns))
 
-    order = np.argsort(keys, kind="stable")
-    assert [numbers[order].tolist(), flags[order].tolist()] == [column.tolist() for column in columns]
-    assert [np.count_nonzero(keys <= key) for key in np.unique(keys)] == ends
+    whole = np.argsort(keys, kind="stable")
+    assert [numbers[whole].tolist(), flags[whole].tolist()] == [column.tolist() for column in columns]
+    assert [np.count_nonzero(keys <= key) for key in np.unique(keys)] == order.ends()
     assert [numbers.tolist(), flags.tolist()] == [np.concatenate(column).tolist() for column in zip(*back, strict=True)]
