@@ -90,8 +90,9 @@ class Commands:
             command([MREG, "import", folder], cwd=self.root)
             self._names.setdefault(version, "v1")
             return
-        source = self._names[member.source]
-        command([MREG, "record", "--from", source, "--output", folder, "--transform", "elsewhere"], cwd=self.root)
+        others = [word for role, name in member.others for word in ("--with", f"{role}={self._names[name]}")]
+        words = ["--from", self._names[member.source], *others, "--transform", "elsewhere"]
+        command([MREG, "record", *words, "--output", folder], cwd=self.root)
         self._names[version] = f"v{len(self._names) + 1}"
 
     def check_out(self, version: str, folder: Path) -> None:

@@ -1,13 +1,11 @@
 """A listed model read once, file by file and tensor by tensor: its manifest, and its objects if there is a store.
 
-Memory does not grow with the model: a chunk, or a tensor that is not large, goes to the hash of the file, that of the
-tensor and the disk at a time.
+Memory does not grow with the model: one chunk at a time goes to the hash of the file, that of the tensor and the disk.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,12 +20,9 @@ from mreg.registry.files import disk_errors
 from mreg.registry.folder import FolderListing, FoundFile
 from mreg.registry.manifest import FileEntry, Manifest, TensorEntry
 from mreg.registry.safetensors_header import TensorSlot
-from mreg.registry.spans import Data, Held, Span
+from mreg.registry.spans import Span
 
 _WORKERS = min(8, os.cpu_count() or 1)
-
-_HELD = 1 << 23
-"""A tensor of so many bytes at most is held in memory while it is looked at, by each worker."""
 
 _SMALL_FILE = 1 << 16
 """A file of fewer bytes stays as it is: those are the ones that commands look into."""
@@ -68,7 +63,6 @@ class _Intake:
         self._guesses = guesses
         self._total = listing.size
         self._done = 0
-        self._memory = threading.local()
 
     def files(self) -> Iterator[FileEntry]:
         for file in self._listing.files:
@@ -104,29 +98,19 @@ class _Intake:
         return FileEntry(file.path, file.size, whole.result(), header.text, tuple(tensors))
 
     def _tensor(self, slot: TensorSlot, fd: int, file: str) -> TensorEntry:
-        content = self._held(Span(fd, slot.start, slot.end - slot.start))
+        content = Span(fd, slot.start, slot.end - slot.start)
         digest = _hash(content, digests.tensor_hasher(slot.dtype, slot.shape))
         if self._batch is not None:
             predictions = self._guesses.of(file, slot.name, slot.dtype, slot.shape)
             self._batch.put_tensor(slot.dtype, slot.shape, content, digest, small=True, predictions=predictions)
         return TensorEntry(slot.name, slot.dtype, slot.shape, digest)
 
-    def _held(self, content: Span) -> Data:
-        """What is not large is read once, into memory that is the thread's until it reads more."""
-        if self._batch is None or content.size > _HELD:
-            return content
-        if not hasattr(self._memory, "buffer"):
-            self._memory.buffer = bytearray(_HELD)
-        view = memoryview(self._memory.buffer)[: content.size]
-        content.read_into(view, 0)
-        return Held(view)
-
     def _progress(self, count: int) -> None:
         self._done += count
         self._report(self._done, self._total)
 
 
-def _hash(content: Data, hasher: blake3) -> Digest:
+def _hash(content: Span, hasher: blake3) -> Digest:
     for chunk in content.chunks():
         hasher.update(chunk)
     return Digest(hasher.hexdigest())
