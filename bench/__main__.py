@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 from mreg.registry import Registry
 from mreg.registry.digests import Digest, of_bytes
-from mreg.registry.events import Content, InputUsed, RefMoved, RunFinished, RunStarted, VersionImported, record
-from mreg.registry.journal import EMPTY, Journal
-from mreg.registry.recorded import Recorded
+from mreg.registry.log.events import Content, InputUsed, RefMoved, RunFinished, RunStarted, VersionImported, record
+from mreg.registry.log.journal import EMPTY, Journal
+from mreg.registry.log.recorded import Recorded
 
 from bench import models, storage
 from bench.measure import MREG, Line, call, command, in_turns, out_folder, told

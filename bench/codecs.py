@@ -16,9 +16,9 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from mreg.registry import deltas, planes
-from mreg.registry.safetensors_header import header_length, parse
-from mreg.registry.weights import Array
+from mreg.registry.models.safetensors_header import header_length, parse
+from mreg.registry.models.weights import Array
+from mreg.registry.store import deltas, planes
 
 CHUNK = 1 << 20
 MEGABYTES = 8

@@ -8,7 +8,7 @@ from mreg.cli import screen, steps, text
 from mreg.cli.command import Call
 
 if TYPE_CHECKING:
-    from mreg.registry.applying import Applied
+    from mreg.registry.runs.applying import Applied
 
 
 def role_and_rev(other: str) -> str | tuple[str, str]:

@@ -10,14 +10,14 @@ from mreg.cli import scored, screen, text
 from mreg.cli.screen import Column
 
 if TYPE_CHECKING:
+    from mreg.registry.measures.scores import Score
     from mreg.registry.registry import Registry
-    from mreg.registry.scores import Score
     from mreg.registry.versions import Version
 
 
 def scores(registry: Registry, a: Version, b: Version) -> list[dict[str, Any]]:
     """Every question that was put to either: both answers, None where one is missing, and the difference."""
-    from mreg.registry import tradeoff
+    from mreg.registry.measures import tradeoff
 
     found = [*registry.counted(a, b), *registry.scores(a, b)]
     rows = []
@@ -71,7 +71,7 @@ def _score_row(row: Mapping[str, Any]) -> list[str]:
 
 def behaviour(registry: Registry, a: Version, b: Version, data: str, rows: int, report: Any) -> dict[str, Any]:
     """KL(A‖B) a token, agreement, and the rows where the two differ most. Measured once, then answered from the log."""
-    from mreg.registry import datasets
+    from mreg.registry.models import datasets
 
     found = registry.evaluate(b, data=data, metrics=("kl", "agreement"), against=a, differences=rows, report=report)
     by_name = {score.metric: score for score in found.scores}

@@ -17,9 +17,9 @@ from mreg.cli.screen import Column
 from mreg.registry.errors import MregError
 
 if TYPE_CHECKING:
-    from mreg.registry.bisecting import Bisected, Judge, Tested, ToTest
-    from mreg.registry.bisection import Answer
-    from mreg.registry.opinions import Opinion
+    from mreg.registry.chains.bisecting import Bisected, Judge, Tested, ToTest
+    from mreg.registry.chains.bisection import Answer
+    from mreg.registry.chains.opinions import Opinion
     from mreg.registry.registry import Registry
     from mreg.registry.transform import Report
     from mreg.registry.versions import Version
@@ -144,8 +144,8 @@ def _check_asked(command: Sequence[str], asked: Mapping[str, Any], flaky: float)
 
 
 def _opinion(registry: Registry, asked: Mapping[str, Any], good: Sequence[Version], report: Report) -> Opinion:
-    from mreg.registry import opinions
-    from mreg.registry.judging import Bench
+    from mreg.registry.chains import opinions
+    from mreg.registry.measures.judging import Bench
 
     bench = Bench(threads=asked["threads"], device=asked["device"])
     if asked["metric"] is not None:
@@ -184,7 +184,7 @@ def _judge(command: Sequence[str]) -> Judge:
 
 
 def _tell_test(said: ToTest | Tested) -> None:
-    from mreg.registry.bisecting import ToTest
+    from mreg.registry.chains.bisecting import ToTest
 
     if isinstance(said, ToTest):
         left = text.plural(said.suspects, "suspect")

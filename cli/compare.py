@@ -11,8 +11,8 @@ from mreg.cli import scored, screen, text
 from mreg.cli.command import Call, Command
 
 if TYPE_CHECKING:
-    from mreg.registry.scores import Score
-    from mreg.registry.tradeoff import Column
+    from mreg.registry.measures.scores import Score
+    from mreg.registry.measures.tradeoff import Column
 
 MOST = 8
 """Commands that are shown for what is missing."""
@@ -35,7 +35,7 @@ def compare(call: Call, revs: tuple[str, ...], wanted: tuple[str, ...], plot: Pa
     A star marks the Pareto front: versions that no other is as good as in everything and better in something, over what
     all of them have. What is missing is listed with the command that measures it.
     """
-    from mreg.registry import metrics, tradeoff
+    from mreg.registry.measures import metrics, tradeoff
 
     for name in wanted:
         metrics.metric(name)

@@ -11,7 +11,7 @@ from mreg.cli.command import Call, Group, message
 from mreg.cli.screen import Column
 
 if TYPE_CHECKING:
-    from mreg.registry.datasets import Dataset
+    from mreg.registry.models.datasets import Dataset
 
 
 @click.group(cls=Group, example="mreg data add rows.jsonl --as chats\nmreg data list")

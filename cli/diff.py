@@ -14,10 +14,10 @@ from mreg.cli.command import Call, Command
 from mreg.cli.screen import Column
 
 if TYPE_CHECKING:
-    from mreg.registry.comparing import Difference
-    from mreg.registry.recipe import StepChange
-    from mreg.registry.weight_sources import WeightsChange
-    from mreg.registry.weights import TensorChange
+    from mreg.registry.chains.recipe import StepChange
+    from mreg.registry.models.comparing import Difference
+    from mreg.registry.models.weight_sources import WeightsChange
+    from mreg.registry.models.weights import TensorChange
 
 MOST = 20
 """How many tensors are listed unless all are asked for."""

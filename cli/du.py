@@ -11,7 +11,7 @@ from mreg.cli.command import Call, Command
 from mreg.cli.screen import Column
 
 if TYPE_CHECKING:
-    from mreg.registry.costs import Amount, Cost, Costs
+    from mreg.registry.store.costs import Amount, Cost, Costs
 
 _MET = 4
 """Other versions that are named in one line at most."""

@@ -11,7 +11,7 @@ from mreg.cli.command import Call, Command, message
 from mreg.cli.screen import Column
 
 if TYPE_CHECKING:
-    from mreg.registry.evaluating import Evaluated
+    from mreg.registry.measures.evaluating import Evaluated
     from mreg.registry.registry import Registry
 
 _SETTINGS = (
@@ -173,7 +173,7 @@ def _table(found: dict[str, list[Evaluated]]) -> None:
 
 def _made(registry: Registry, answered: Evaluated) -> list[dict[str, Any]]:
     """The samples that came out besides."""
-    from mreg.registry import datasets
+    from mreg.registry.models import datasets
 
     return [row for one in answered.made for row in datasets.rows(registry, one.digest) if "generated" in row]
 

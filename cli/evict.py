@@ -10,11 +10,11 @@ from mreg.cli import progress, screen, text
 from mreg.cli.command import Call, Command, message
 
 if TYPE_CHECKING:
-    from mreg.registry.events import StepJudged
-    from mreg.registry.evicting import Eviction
-    from mreg.registry.recipe import Step
-    from mreg.registry.replaying import ReplayPlan
-    from mreg.registry.restoring import Restored
+    from mreg.registry.chains.recipe import Step
+    from mreg.registry.log.events import StepJudged
+    from mreg.registry.replay.evicting import Eviction
+    from mreg.registry.replay.replaying import ReplayPlan
+    from mreg.registry.replay.restoring import Restored
 
 
 @click.command(

@@ -9,7 +9,7 @@ from mreg.cli import screen, text
 from mreg.cli.command import Call, Command
 
 if TYPE_CHECKING:
-    from mreg.registry.collecting import Collected, Tally
+    from mreg.registry.store.collecting import Collected, Tally
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 

@@ -9,9 +9,9 @@ from mreg.cli import screen, steps, text
 from mreg.cli.screen import Column
 
 if TYPE_CHECKING:
-    from mreg.registry.datasets import Dataset
     from mreg.registry.digests import Digest
-    from mreg.registry.queries import TrainedOn
+    from mreg.registry.log.queries import TrainedOn
+    from mreg.registry.models.datasets import Dataset
 
 COLUMNS = (Column("version"), Column("refs", flexible=True), Column("trained on it"), Column("by", flexible=True))
 

@@ -11,8 +11,8 @@ from mreg.cli import screen, steps, text
 from mreg.cli.command import Call, Command
 
 if TYPE_CHECKING:
+    from mreg.registry.chains.graph import Lineage
     from mreg.registry.digests import Digest
-    from mreg.registry.graph import Lineage
 
 
 @click.command(

@@ -14,8 +14,8 @@ from mreg.cli.screen import Column
 
 if TYPE_CHECKING:
     from mreg.registry import Registry
-    from mreg.registry.rebasing import PlannedStep, RebasePlan
-    from mreg.registry.rewriting import Changes, Key
+    from mreg.registry.chains.rebasing import PlannedStep, RebasePlan
+    from mreg.registry.chains.rewriting import Changes, Key
     from mreg.registry.versions import Version
 
 COLOURS = {"keep": "bright_black", "reuse": "green", "run": "yellow", "insert": "yellow", "drop": "red"}
@@ -111,7 +111,7 @@ def _changes(
 ) -> Changes:
     """What was typed, resolved. Raises what is wrong with it."""
     from mreg.cli import params
-    from mreg.registry.rewriting import Changes, Insert
+    from mreg.registry.chains.rewriting import Changes, Insert
 
     settings: dict[Any, dict[str, Any]] = {}
     for typed in set_:

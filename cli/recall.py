@@ -10,8 +10,8 @@ from mreg.cli.command import Call, Command, message
 from mreg.cli.screen import Column
 
 if TYPE_CHECKING:
-    from mreg.registry.recalling import Impact
-    from mreg.registry.recalls import Recall
+    from mreg.registry.chains.recalling import Impact
+    from mreg.registry.chains.recalls import Recall
 
 
 @click.command(

@@ -70,8 +70,8 @@ def exit_codes() -> str:
 def errors() -> list[type[MregError]]:
     """Every error that mreg raises on purpose."""
     for package in ("mreg.registry", "mreg.transforms", "mreg.cli"):
-        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-            importlib.import_module(f"{package}.{module.name}")
+        for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+            importlib.import_module(module.name)
     found: list[type[MregError]] = []
     waiting = [MregError]
     while waiting:

@@ -13,10 +13,10 @@ from mreg.cli.command import Call, Command, message
 from mreg.cli.screen import Column
 
 if TYPE_CHECKING:
-    from mreg.registry.events import StepJudged
-    from mreg.registry.recipe import Step
+    from mreg.registry.chains.recipe import Step
+    from mreg.registry.log.events import StepJudged
     from mreg.registry.registry import Registry
-    from mreg.registry.replaying import ReplayPlan
+    from mreg.registry.replay.replaying import ReplayPlan
 
 REPORTS = (".html", ".md")
 
@@ -122,7 +122,7 @@ def _showing(show: Any) -> Any:
 
 
 def _tell_plan(call: Call, registry: Registry, plan: ReplayPlan, jobs: int) -> None:
-    from mreg.registry import replay_kept
+    from mreg.registry.replay import kept as replay_kept
 
     kept = [len(one.steps) for _, one in replay_kept.kept(registry.root, plan.target.digest)]
     if call.json:

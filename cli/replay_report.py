@@ -15,11 +15,11 @@ from mreg.cli.page import Block, Cell, Code, Drawing, Heading, Paragraph, Table,
 from mreg.registry.files import disk_errors
 
 if TYPE_CHECKING:
+    from mreg.registry.chains.recipe import Step
     from mreg.registry.digests import Digest
-    from mreg.registry.events import StepJudged
-    from mreg.registry.recipe import Step
+    from mreg.registry.log.events import StepJudged
     from mreg.registry.registry import Registry
-    from mreg.registry.replaying import Replay
+    from mreg.registry.replay.replaying import Replay
 
 TONES = {"bytes": "good", "tensors": "good", "close": "fair"}
 

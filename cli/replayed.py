@@ -10,8 +10,8 @@ from mreg.cli import screen, text
 from mreg.cli.screen import Column
 
 if TYPE_CHECKING:
-    from mreg.registry.events import StepJudged
-    from mreg.registry.replaying import Replay
+    from mreg.registry.log.events import StepJudged
+    from mreg.registry.replay.replaying import Replay
 
 COLOURS = {"bytes": "green", "tensors": "green", "close": "yellow"}
 

@@ -10,8 +10,8 @@ from mreg.cli import progress, rebase, screen, text
 from mreg.cli.command import Call, Command, message
 
 if TYPE_CHECKING:
-    from mreg.registry.reverting import Reverted, RevertPlan, Way
-    from mreg.registry.rewriting import Key
+    from mreg.registry.chains.reverting import Reverted, RevertPlan, Way
+    from mreg.registry.chains.rewriting import Key
     from mreg.registry.versions import Version
 
 SHOWN = 6

@@ -45,7 +45,8 @@ def run(
     Inside git, the same command on the same code and inputs is answered from the log; elsewhere it is always run, since
     nobody knows what code it reads.
     """
-    from mreg.registry import code_state, folder
+    from mreg.registry.models import folder
+    from mreg.registry.runs import code_state
 
     here = Path.cwd()
     state = code_state.look(here, command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mreg.cli import screen, text
 
 if TYPE_CHECKING:
-    from mreg.registry.scores import Score
+    from mreg.registry.measures.scores import Score
 
 
 def value(metric: str, given: float | None) -> str:
@@ -61,7 +61,7 @@ def verdict(holds: bool, words: str) -> str:
 
 def better(metric: str, before: float, after: float) -> str:
     """`green` or `red` for a change for the better or the worse, nothing for none."""
-    from mreg.registry import metrics
+    from mreg.registry.measures import metrics
 
     if before == after:
         return ""

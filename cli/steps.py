@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from mreg.cli import screen, text
 
 if TYPE_CHECKING:
+    from mreg.registry.chains.graph import Edge
     from mreg.registry.digests import Digest
-    from mreg.registry.graph import Edge
 
 Row = Mapping[str, Any]
 

@@ -10,7 +10,7 @@ from mreg.cli.command import Call, Command
 from mreg.cli.screen import Column
 
 if TYPE_CHECKING:
-    from mreg.registry.verifying import StepClaims, Verified
+    from mreg.registry.proof.verifying import StepClaims, Verified
 
 COLOURS = {"proved": "green", "consistent": "cyan", "contradicted": "red", "not-checkable": "magenta"}
 

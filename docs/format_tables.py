@@ -9,13 +9,14 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from duckdb_sqlalchemy import Dialect
-from mreg.registry import digests, events, folds
+from mreg.registry import digests
 from mreg.registry.digests import Digest
-from mreg.registry.envelope import Envelope
-from mreg.registry.journal import EMPTY
-from mreg.registry.manifest import FileEntry, Manifest, TensorEntry
-from mreg.registry.recorded import Recorded
-from mreg.registry.tables import TABLES
+from mreg.registry.log import events, folds
+from mreg.registry.log.journal import EMPTY
+from mreg.registry.log.recorded import Recorded
+from mreg.registry.log.tables import TABLES
+from mreg.registry.models.manifest import FileEntry, Manifest, TensorEntry
+from mreg.registry.store.envelope import Envelope
 from pydantic import BaseModel
 
 CONTEXTS = {

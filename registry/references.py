@@ -6,16 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from mreg.registry import queries, recalls, scores
+from mreg.registry.chains import recalls
 from mreg.registry.errors import Refused
+from mreg.registry.log import queries
+from mreg.registry.measures import scores
 from mreg.registry.revs import check_ref_name
 from mreg.registry.versions import Version
 
 if TYPE_CHECKING:
+    from mreg.registry.chains.recalls import Recall
     from mreg.registry.digests import Digest
-    from mreg.registry.events import RefMoved
-    from mreg.registry.reading import Reader
-    from mreg.registry.recalls import Recall
+    from mreg.registry.log.events import RefMoved
+    from mreg.registry.log.reading import Reader
     from mreg.registry.registry import Registry
     from mreg.registry.transform import Report
 
@@ -132,7 +134,7 @@ def _move(
     forced: tuple[str, ...] = ()
 
     def decision(reader: Reader) -> RefMoved | None:
-        from mreg.registry.events import RefMoved
+        from mreg.registry.log.events import RefMoved
 
         nonlocal old, new, recalled
         old, new = queries.refs(reader).get(name), target(reader)
@@ -151,7 +153,7 @@ def _move(
         try:
             recorded = registry.log.decide(decision)
         except _Asks:
-            from mreg.registry.judging import clear
+            from mreg.registry.measures.judging import clear
 
             assert new is not None
             policy = registry.log.ask(scores.policies).get(name, ())

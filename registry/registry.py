@@ -11,46 +11,47 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mreg.registry import config, queries
+from mreg.registry import config
+from mreg.registry.chains.graph import Lineage
 from mreg.registry.digests import Digest
 from mreg.registry.errors import MregError
-from mreg.registry.graph import Lineage
-from mreg.registry.log import Log
+from mreg.registry.log import queries
+from mreg.registry.log.log import Log
 from mreg.registry.versions import Version
 
 if TYPE_CHECKING:
-    from mreg.registry.applying import Applied, Planned
-    from mreg.registry.bisecting import Bisected, Judge, Tested, ToTest
-    from mreg.registry.checking import Findings
-    from mreg.registry.collecting import Collected
-    from mreg.registry.comparing import Difference
-    from mreg.registry.costs import Costs
-    from mreg.registry.datasets import Dataset
-    from mreg.registry.evaluating import Evaluated
-    from mreg.registry.evicting import Eviction
-    from mreg.registry.folder import Mark
-    from mreg.registry.heritage import Heritage
-    from mreg.registry.importing import Imported
-    from mreg.registry.manifest import Manifest
-    from mreg.registry.objects import ObjectStore
-    from mreg.registry.opinions import Opinion
-    from mreg.registry.queries import TrainedOn
-    from mreg.registry.reading import Reader
-    from mreg.registry.rebasing import Rebased, RebasePlan
-    from mreg.registry.recalling import Impact
-    from mreg.registry.recalls import Recall
-    from mreg.registry.recipe import Step
+    from mreg.registry.chains.bisecting import Bisected, Judge, Tested, ToTest
+    from mreg.registry.chains.opinions import Opinion
+    from mreg.registry.chains.rebasing import Rebased, RebasePlan
+    from mreg.registry.chains.recalling import Impact
+    from mreg.registry.chains.recalls import Recall
+    from mreg.registry.chains.recipe import Step
+    from mreg.registry.chains.reverting import Reverted, RevertPlan, Way
+    from mreg.registry.chains.rewriting import Changes
+    from mreg.registry.log.queries import TrainedOn
+    from mreg.registry.log.reading import Reader
+    from mreg.registry.measures.evaluating import Evaluated
+    from mreg.registry.measures.scores import Score
+    from mreg.registry.models.comparing import Difference
+    from mreg.registry.models.datasets import Dataset
+    from mreg.registry.models.folder import Mark
+    from mreg.registry.models.importing import Imported
+    from mreg.registry.models.manifest import Manifest
+    from mreg.registry.models.stored_weights import StoredArrays
+    from mreg.registry.proof.heritage import Heritage
+    from mreg.registry.proof.verifying import Verified
     from mreg.registry.references import Moved
-    from mreg.registry.repacking import Repacked
-    from mreg.registry.replaying import Heard, Replay, ReplayPlan
-    from mreg.registry.restoring import Restored
-    from mreg.registry.reverting import Reverted, RevertPlan, Way
-    from mreg.registry.rewriting import Changes
-    from mreg.registry.scores import Score
-    from mreg.registry.stored_weights import StoredArrays
+    from mreg.registry.replay.evicting import Eviction
+    from mreg.registry.replay.replaying import Heard, Replay, ReplayPlan
+    from mreg.registry.replay.restoring import Restored
+    from mreg.registry.runs.applying import Applied, Planned
+    from mreg.registry.runs.work import Work
+    from mreg.registry.store.checking import Findings
+    from mreg.registry.store.collecting import Collected
+    from mreg.registry.store.costs import Costs
+    from mreg.registry.store.objects import ObjectStore
+    from mreg.registry.store.repacking import Repacked
     from mreg.registry.transform import Engine, Progress, Report
-    from mreg.registry.verifying import Verified
-    from mreg.registry.work import Work
     from peft import PeftModel
     from transformers import PreTrainedModel
 
@@ -68,7 +69,7 @@ class Registry:
         cls, directory: Path | str = ".", *, message: str = "", engine: Engine | None = None, **services: Any
     ) -> Registry:
         """Make `.mreg` inside `directory` (made if missing). Raises AlreadyThere. `services` are those of `open`."""
-        from mreg.registry.events import RegistryCreated
+        from mreg.registry.log.events import RegistryCreated
 
         identity = str(uuid.uuid4())
         with config.created(Path(directory), registry_id=identity) as hidden:
@@ -92,12 +93,12 @@ class Registry:
     @property
     def store(self) -> ObjectStore:
         """The objects."""
-        from mreg.registry.objects import ObjectStore
+        from mreg.registry.store.objects import ObjectStore
 
         return ObjectStore(self.root / "objects", self._why_missing)
 
     def _why_missing(self, digest: Digest) -> MregError | None:
-        from mreg.registry.absence import explain
+        from mreg.registry.store.absence import explain
 
         return explain(self, digest)
 
@@ -183,7 +184,7 @@ class Registry:
 
     def datasets(self) -> Sequence[Dataset]:
         """Every dataset that is known, in order of appearance."""
-        from mreg.registry.datasets import known
+        from mreg.registry.models.datasets import known
 
         return self.log.ask(known)
 
@@ -192,7 +193,7 @@ class Registry:
 
         Raises UnknownDataset.
         """
-        from mreg.registry import datasets
+        from mreg.registry.models import datasets
 
         def question(reader: Reader) -> tuple[Dataset, TrainedOn]:
             found = datasets.known_as(reader, dataset)
@@ -204,14 +205,14 @@ class Registry:
 
     def sql(self, statement: str) -> tuple[Sequence[str], Sequence[tuple[Any, ...]]]:
         """Column names and rows of a read-only SELECT over the projections, with no way out of the database."""
-        from mreg.registry.sandbox import select
+        from mreg.registry.log.sandbox import select
 
         self.log.ask(lambda reader: None)
         return select(self.log.path, statement, wait=self.log.wait)
 
     def manifest(self, rev: str | Version) -> Manifest:
         """The files and tensors of a version."""
-        from mreg.registry.manifest import Manifest
+        from mreg.registry.models.manifest import Manifest
 
         return Manifest.from_bytes(self.store.read_bytes(self.version(rev).manifest))
 
@@ -230,7 +231,7 @@ class Registry:
         report: Callable[[int, int], None] = lambda done, total: None,
     ) -> Imported:
         """Bring a model folder, a weights file or `hf:org/name[@revision]` in as a version."""
-        from mreg.registry.importing import import_model
+        from mreg.registry.models.importing import import_model
 
         return import_model(
             self,
@@ -277,8 +278,8 @@ class Registry:
         `guards` such as `perplexity(general) <= 1.05 * source` are held against what comes of it. A version that fails
         one is recorded and marked, and `ref` does not move to it unless with `force`; `judged` and `refused` say so.
         """
-        from mreg.registry.applying import apply
-        from mreg.registry.steps import Request
+        from mreg.registry.runs.applying import apply
+        from mreg.registry.runs.steps import Request
 
         request = Request(
             transform,
@@ -317,8 +318,8 @@ class Registry:
         **params: Any,
     ) -> Planned:
         """What `apply` would do with the same arguments, every check made and nothing run or recorded."""
-        from mreg.registry.applying import plan
-        from mreg.registry.steps import Request
+        from mreg.registry.runs.applying import plan
+        from mreg.registry.runs.steps import Request
 
         return plan(
             self,
@@ -356,7 +357,7 @@ class Registry:
         report: Callable[[int, int], None] = lambda done, total: None,
     ) -> Applied:
         """Record a folder that was made elsewhere from `source` as the output of a step that mreg did not run."""
-        from mreg.registry.recording import record_version
+        from mreg.registry.runs.recording import record_version
 
         return record_version(
             self,
@@ -391,8 +392,8 @@ class Registry:
         The block reads `run.input` and `run.data` and writes a model into `run.output`. `exclude` are globs of files
         in there to leave out, by default what trainers leave beside a model.
         """
-        from mreg.registry.folder import TRAINERS_LEAVE
-        from mreg.registry.work import record
+        from mreg.registry.models.folder import TRAINERS_LEAVE
+        from mreg.registry.runs.work import record
 
         return record(
             self,
@@ -409,7 +410,7 @@ class Registry:
 
     def add_dataset(self, path: Path | str, *, name: str = "", message: str = "") -> Dataset:
         """Add the rows of a JSONL, JSON, CSV, TSV, Parquet or text file, or of `hf:org/name[@revision][:split]`."""
-        from mreg.registry.datasets import add
+        from mreg.registry.models.datasets import add
 
         return add(self, Path(path), name=name, message=message)
 
@@ -435,7 +436,7 @@ class Registry:
         `options` are the settings: `max_length`, `max_rows`, `batch_size`, `dtype`, `bins`, `samples` and the others
         of `mreg eval`. `kl` and `agreement` compare with `against`, by default the first parent.
         """
-        from mreg.registry.evaluating import Question, evaluate
+        from mreg.registry.measures.evaluating import Question, evaluate
 
         question = Question(
             self.version(rev),
@@ -453,14 +454,14 @@ class Registry:
 
     def scores(self, *versions: str | Version) -> list[Score]:
         """The newest score of every question that was put to these versions."""
-        from mreg.registry.scores import of_versions
+        from mreg.registry.measures.scores import of_versions
 
         found = [self.version(rev).digest for rev in versions]
         return self.log.ask(lambda reader: of_versions(reader, found))
 
     def counted(self, *versions: str | Version) -> list[Score]:
         """The size and the number of parameters of these versions, with the bases of adapters, as scores."""
-        from mreg.registry.scores import counted
+        from mreg.registry.measures.scores import counted
 
         found = [self.version(rev) for rev in versions]
         return self.log.ask(
@@ -469,25 +470,25 @@ class Registry:
 
     def check_guards(self, guards: Sequence[str], *, source: str | Version) -> None:
         """Check guards as `apply` does before it runs, for a step on `source`. Raises what is wrong with one."""
-        from mreg.registry.judging import parse_all
+        from mreg.registry.measures.judging import parse_all
 
         parse_all(self, guards, source=self.version(source))
 
     def policies(self) -> dict[str, tuple[str, ...]]:
         """The guards that names demand of what they move to."""
-        from mreg.registry.scores import policies
+        from mreg.registry.measures.scores import policies
 
         return self.log.ask(policies)
 
     def set_policy(self, ref: str, guards: Sequence[str], *, message: str = "") -> tuple[str, ...]:
         """Have a name demand these guards of all that it moves to; `source` in them is where it was before."""
-        from mreg.registry.judging import set_policy
+        from mreg.registry.measures.judging import set_policy
 
         return set_policy(self, ref, guards, message=message)
 
     def delete_policy(self, ref: str, *, message: str = "") -> tuple[str, ...]:
         """Have a name demand nothing any more; what it demanded."""
-        from mreg.registry.judging import delete_policy
+        from mreg.registry.measures.judging import delete_policy
 
         return delete_policy(self, ref, message=message)
 
@@ -525,19 +526,19 @@ class Registry:
 
         A name moves to none of these any more unless with `force`. With `dry_run`, only what it would reach.
         """
-        from mreg.registry.recalling import recall
+        from mreg.registry.chains.recalling import recall
 
         return recall(self, what, message=message, dry_run=dry_run)
 
     def lift_recall(self, what: str | Version, *, message: str, dry_run: bool = False) -> Impact:
         """Take a recall back. Raises Refused for what was not recalled itself."""
-        from mreg.registry.recalling import lift
+        from mreg.registry.chains.recalling import lift
 
         return lift(self, what, message=message, dry_run=dry_run)
 
     def recalls(self) -> list[tuple[Recall, Impact]]:
         """Every recall that stands, and what it reaches now."""
-        from mreg.registry.recalling import listed
+        from mreg.registry.chains.recalling import listed
 
         return self.log.ask(listed)
 
@@ -545,7 +546,7 @@ class Registry:
         self, rev: str | Version, folder: Path | str, *, report: Callable[[int, int], None] = lambda done, total: None
     ) -> Version:
         """Write a version's files into a new folder, byte for byte."""
-        from mreg.registry.checkout import check_out
+        from mreg.registry.models.checkout import check_out
 
         version = self.version(rev)
         check_out(self.manifest(version), self.store, Path(folder), report, durable=False)
@@ -560,13 +561,13 @@ class Registry:
         report: Callable[[int, int], None] = lambda done, total: None,
     ) -> Difference:
         """What changed from `a` to `b`: recipe, files and tensors; with `weights`, by how much."""
-        from mreg.registry.comparing import diff
+        from mreg.registry.models.comparing import diff
 
         return diff(self, self.version(a), self.version(b), weights=weights, report=report)
 
     def replay_plan(self, rev: str | Version, *, from_base: bool = False) -> ReplayPlan:
         """What `replay` would do, and whether everything that it needs is there."""
-        from mreg.registry.replaying import plan
+        from mreg.registry.replay.replaying import plan
 
         return plan(self, self.version(rev), from_base=from_base)
 
@@ -588,7 +589,7 @@ class Registry:
         So many `jobs` are done at once where steps do not rest on each other. With `resume` it goes on with a replay
         that was stopped. `behaviour` is a dataset: where a step gives other bits, both are run on its rows.
         """
-        from mreg.registry.replaying import replay
+        from mreg.registry.replay.replaying import replay
 
         return replay(
             self,
@@ -605,7 +606,7 @@ class Registry:
 
     def rebase_plan(self, rev: str | Version, changes: Changes) -> RebasePlan:
         """What `rebase` would keep, reuse and run. Raises Refused for a conflict."""
-        from mreg.registry.rebasing import plan
+        from mreg.registry.chains.rebasing import plan
 
         return plan(self, self.version(rev), changes)
 
@@ -619,13 +620,13 @@ class Registry:
         report: Callable[[str, Progress], None] = lambda transform, progress: None,
     ) -> Rebased:
         """Make a new chain from the one that led to a version; the old one stays, and only `ref` moves."""
-        from mreg.registry.rebasing import rebase
+        from mreg.registry.chains.rebasing import rebase
 
         return rebase(self, self.version(rev), changes, ref=ref, message=message, report=report)
 
     def revert_plan(self, step: str | Version, rev: str | Version, *, way: Way | None = None) -> RevertPlan:
         """How `revert` would take a step out, and why that way. Raises Refused with the reasons where it cannot be."""
-        from mreg.registry.reverting import plan
+        from mreg.registry.chains.reverting import plan
 
         return plan(self, self.version(step), self.version(rev), way=way)
 
@@ -641,7 +642,7 @@ class Registry:
         report: Callable[[str, Progress], None] = lambda transform, progress: None,
     ) -> Reverted:
         """Take the step that made one version out of a later one: by weights where that is exact, or by a rebase."""
-        from mreg.registry.reverting import revert
+        from mreg.registry.chains.reverting import revert
 
         return revert(
             self, self.version(step), self.version(rev), way=way, ref=ref, message=message, force=force, report=report
@@ -661,10 +662,10 @@ class Registry:
     ) -> Bisected:
         """Find the first bad version between `good` and `bad`; `judge(version, folder)` says good, bad or skip.
 
-        In its place `by_metric` or `by_prompt` of `mreg.registry.opinions` may stand, which need no checkout.
+        In its place `by_metric` or `by_prompt` of `mreg.registry.chains.opinions` may stand, which need no checkout.
         A search that is interrupted goes on with the answers that it had for the same `asked`.
         """
-        from mreg.registry.bisecting import bisect
+        from mreg.registry.chains.bisecting import bisect
 
         return bisect(
             self,
@@ -686,7 +687,7 @@ class Registry:
         report: Callable[[int, int], None] = lambda done, total: None,
     ) -> Verified:
         """Check every object of a version; with `claims`, also hold what each step says against the weights."""
-        from mreg.registry.verifying import verify
+        from mreg.registry.proof.verifying import verify
 
         return verify(self, self.version(rev), with_claims=claims, report=report)
 
@@ -694,7 +695,7 @@ class Registry:
         self, folder: Path | str, *, report: Callable[[int, int], None] = lambda done, total: None
     ) -> Heritage:
         """Which versions a model folder of unknown origin came from, the likeliest first."""
-        from mreg.registry.heritage import heritage
+        from mreg.registry.proof.heritage import heritage
 
         return heritage(self, Path(folder), report=report)
 
@@ -712,7 +713,7 @@ class Registry:
         Seconds: for `grace` (a day) after it was written nothing is taken, for `kept` (a week) it stays in quarantine,
         and for `stale` (30 days) a cache that is not touched stays. `now` takes and deletes at once.
         """
-        from mreg.registry import collecting
+        from mreg.registry.store import collecting
 
         return collecting.collect(
             self,
@@ -725,19 +726,19 @@ class Registry:
 
     def gc_undo(self) -> Collected:
         """Put all objects that are in quarantine back into the store."""
-        from mreg.registry.collecting import put_back
+        from mreg.registry.store.collecting import put_back
 
         return put_back(self)
 
     def evict_plan(self, rev: str | Version) -> Eviction:
         """What `evict` would take. Raises Refused for a version that no replay has proved to come out again."""
-        from mreg.registry.evicting import plan
+        from mreg.registry.replay.evicting import plan
 
         return plan(self, self.version(rev))
 
     def evict(self, rev: str | Version, *, message: str = "") -> Eviction:
         """Take the weights of a version that a replay has proved out of the store; `restore` makes them again."""
-        from mreg.registry.evicting import evict
+        from mreg.registry.replay.evicting import evict
 
         return evict(self, self.version(rev), message=message)
 
@@ -745,19 +746,19 @@ class Registry:
         self, *, dry_run: bool = False, report: Callable[[int, int], None] = lambda done, total: None
     ) -> Repacked:
         """Store what is read often so that it is quick to read, and everything else so that it is small."""
-        from mreg.registry.repacking import repack
+        from mreg.registry.store.repacking import repack
 
         return repack(self, dry_run=dry_run, report=report)
 
     def costs(self, *revs: str | Version) -> Costs:
         """What these versions take in the store, by default all, and what the whole store takes."""
-        from mreg.registry.costs import costs
+        from mreg.registry.store.costs import costs
 
         return costs(self, [self.version(rev) for rev in revs])
 
     def restore_plan(self, rev: str | Version) -> ReplayPlan | None:
         """The steps that `restore` would do again; None when the version is there."""
-        from mreg.registry.restoring import plan
+        from mreg.registry.replay.restoring import plan
 
         return plan(self, self.version(rev))
 
@@ -765,13 +766,13 @@ class Registry:
         self, rev: str | Version, *, jobs: int = 1, message: str = "", report: Heard = lambda step, said: None
     ) -> Restored:
         """Make the missing weights of a version again, and store them if they are what they were."""
-        from mreg.registry.restoring import restore
+        from mreg.registry.replay.restoring import restore
 
         return restore(self, self.version(rev), jobs=jobs, message=message, report=report)
 
     def fsck(self, *, repair: bool = False, report: Callable[[int, int], None] = lambda done, total: None) -> Findings:
         """Check the chain, the fold and every object; with `repair`, mend what can be proved."""
-        from mreg.registry.checking import fsck
+        from mreg.registry.store.checking import fsck
 
         return fsck(self, repair=repair, report=report)
 
@@ -781,20 +782,20 @@ class Registry:
 
     def load(self, rev: str | Version, **options: Any) -> PreTrainedModel | PeftModel:
         """The version as a transformers model, straight from the store; `options` go to `from_pretrained`."""
-        from mreg.registry.loading import load
+        from mreg.registry.models.loading import load
 
         return load(self, self.version(rev), **options)
 
     def tensors(self, rev: str | Version) -> StoredArrays:
         """The tensors of a version by name, as numpy arrays; each is read and checked when it is asked for."""
-        from mreg.registry.stored_weights import StoredArrays
+        from mreg.registry.models.stored_weights import StoredArrays
 
         return StoredArrays(self.manifest(rev), self.store)
 
     @contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
         """A folder of our own under `.mreg/tmp`, held by a lock while in use and removed at the end."""
-        from mreg.registry.scratch import scratch
+        from mreg.registry.runs.scratch import scratch
 
         with scratch(self.root, name) as folder:
             yield folder

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
+from mreg.registry.chains.recipe import Step
 from mreg.registry.errors import MregError
-from mreg.registry.recipe import Step
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    from mreg.registry.claim import Made
-    from mreg.registry.prediction import Prediction
+    from mreg.registry.proof.claim import Made
+    from mreg.registry.store.prediction import Prediction
     from peft import PeftModel
     from transformers import PreTrainedModel
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from hypothesis import strategies as st
-from mreg.registry.layouts import layout_of
-from mreg.registry.safetensors_header import BITS
+from mreg.registry.models.safetensors_header import BITS
+from mreg.registry.store.layouts import layout_of
 
 CHUNK = 1 << 20
 DTYPES = [*sorted(BITS), "SOMETHING_NEW"]

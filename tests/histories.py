@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from hypothesis import strategies as st
-from mreg.registry import events as e
 from mreg.registry.digests import Digest
-from mreg.registry.events import record
-from mreg.registry.recorded import Recorded
+from mreg.registry.log import events as e
+from mreg.registry.log.events import record
+from mreg.registry.log.recorded import Recorded
 
 NAMES = ("prod", "chat/base", "a")
 

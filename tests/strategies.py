@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from mreg.registry.safetensors_header import BITS
+from mreg.registry.models.safetensors_header import BITS
 
 # Busy machines are slow without being wrong.
 settings.register_profile("mreg", deadline=None)

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mreg.registry import Registry
-from mreg.registry.events import Content, RunFailed, RunFinished
-from mreg.registry.objects import ObjectStore
+from mreg.registry.log.events import Content, RunFailed, RunFinished
+from mreg.registry.store.objects import ObjectStore
 from mreg.registry.versions import Version
 
 from tests import histories

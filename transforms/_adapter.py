@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mreg.registry.loading import from_folder
+from mreg.registry.models.loading import from_folder
 from mreg.registry.transform import Job, Progress, Report
 from mreg.transforms._architecture import SAFE, model_class
 from mreg.transforms._bottleneck import CONFIG as CONFIG

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mreg.registry import checkpoints
 from mreg.registry.errors import MregError
+from mreg.registry.runs import checkpoints
 from mreg.registry.transform import Checkpointing, Job
 from mreg.transforms import _environment
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mreg.registry import digests, reversion
+from mreg.registry import digests
+from mreg.registry.chains import reversion
+from mreg.registry.chains.reversion import Content, Held
 from mreg.registry.digests import Digest
-from mreg.registry.reversion import Content, Held
 
 if TYPE_CHECKING:
     from mreg.transforms._folder import ModelFolder, Slot

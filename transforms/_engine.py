@@ -214,6 +214,7 @@ class _Server:
 
     def __init__(self, variables: dict[str, str]) -> None:
         self.is_busy = False
+        self._is_ending = False
         self._lock = threading.Lock()
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the server
         # A session of its own: Ctrl-C in the terminal is for us to handle. `-P`: nothing is imported from the cwd.
@@ -277,11 +278,12 @@ class _Server:
 
     def terminate(self) -> None:
         """Let it end its child and itself; whoever waits for its answer hears that it ended."""
+        self._is_ending = True
         self._process.terminate()
 
     def is_alive(self) -> bool:
-        """Whether it can be asked anything."""
-        return self._process.poll() is None
+        """Whether it can be asked anything. One that was told to end may still be there for a moment."""
+        return not self._is_ending and self._process.poll() is None
 
     def end(self) -> None:
         """Kill the running child, if any, and wait for the server to be gone."""

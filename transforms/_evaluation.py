@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mreg.registry import metrics
 from mreg.registry.errors import Refused
+from mreg.registry.measures import metrics
 from mreg.registry.transform import BadParams, Facts, Input, Job, Material, Params, Report, Rows, Transform
 from mreg.transforms import _check
 from mreg.transforms._rows import CHAT, CLASSIFIED, COMPLETED, TAGGED, TEXT, Format, check_rows
@@ -26,7 +26,7 @@ class EvaluationParams(Params):
     """What is measured, and the settings that it depends on."""
 
     metrics: tuple[str, ...] = ()
-    """Of those in registry/metrics.py."""
+    """Of those in registry/measures/metrics.py."""
 
     tasks: tuple[str, ...] = ()
     """Tasks of lm-evaluation-harness."""

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from mreg.registry.chains.reversion import INDEX, STALE
 from mreg.registry.errors import Refused
-from mreg.registry.reversion import INDEX, STALE
 from mreg.registry.transform import Progress, Report
 
 if TYPE_CHECKING:

@@ -161,7 +161,7 @@ def largest(tensor: torch.Tensor, density: float) -> torch.Tensor:
 def drawn(seed: int, name: str, place: int, density: float, shape: Sequence[int]) -> torch.Tensor:
     """Which elements stay, each with probability `density`, independently; the same with every version of torch."""
     import torch
-    from mreg.registry import evidence_merge
+    from mreg.registry.proof import evidence_merge
 
     return torch.from_numpy(evidence_merge.drawn(seed, name, place, density, shape))
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from mreg.transforms._predicting import FLOATS, IN_F32, NARROW, prediction
 
 if TYPE_CHECKING:
-    from mreg.registry.claim import Made
-    from mreg.registry.prediction import Prediction
-    from mreg.registry.weight_sources import TensorSource
+    from mreg.registry.models.weight_sources import TensorSource
+    from mreg.registry.proof.claim import Made
+    from mreg.registry.store.prediction import Prediction
 
 PART = re.compile(
     r"base_model\.model\.(?P<module>.+)\.(?:lora_(?P<side>[AB])\.weight|(?:ia3_|lora_)(?P<vector>l|magnitude)(?:_vector)?)"

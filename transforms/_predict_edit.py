@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-from mreg.registry.weights import same_bytes
+from mreg.registry.models.weights import same_bytes
 from mreg.transforms._predicting import IN_F32, prediction, shared
 
 if TYPE_CHECKING:
-    from mreg.registry.claim import Made
-    from mreg.registry.prediction import Prediction
-    from mreg.registry.weights import Array
+    from mreg.registry.models.weights import Array
+    from mreg.registry.proof.claim import Made
+    from mreg.registry.store.prediction import Prediction
 
 MOST = 1 << 16
 """Numbers that the directions of a matrix may take: they stand in the head of its object."""

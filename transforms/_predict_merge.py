@@ -10,9 +10,9 @@ import numpy as np
 from mreg.transforms._predicting import IN_F32, NARROW, prediction, shared
 
 if TYPE_CHECKING:
-    from mreg.registry.claim import Made
-    from mreg.registry.prediction import Prediction
-    from mreg.registry.weights import Array
+    from mreg.registry.models.weights import Array
+    from mreg.registry.proof.claim import Made
+    from mreg.registry.store.prediction import Prediction
     from mreg.transforms.merge import Settings
 
 # As in _merging.py, where torch does the same.

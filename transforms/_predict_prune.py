@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-from mreg.registry.weights import same_bytes
+from mreg.registry.models.weights import same_bytes
 from mreg.transforms._predicting import FLOATS, prediction, shared
 
 if TYPE_CHECKING:
-    from mreg.registry.claim import Made
-    from mreg.registry.prediction import Prediction
-    from mreg.registry.weight_sources import TensorSource
-    from mreg.registry.weights import Array
+    from mreg.registry.models.weight_sources import TensorSource
+    from mreg.registry.models.weights import Array
+    from mreg.registry.proof.claim import Made
+    from mreg.registry.store.prediction import Prediction
     from mreg.transforms.prune import PruneParams
 
 _CHUNK = 1 << 18

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from mreg.transforms._predicting import FLOATS, IN_F32, prediction
 
 if TYPE_CHECKING:
-    from mreg.registry.claim import Made
-    from mreg.registry.prediction import Prediction
+    from mreg.registry.proof.claim import Made
+    from mreg.registry.store.prediction import Prediction
 
 _KINDS = {"I8": "int8", "F8_E4M3": "float8"}
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from mreg.registry import digests
 from mreg.registry.digests import Digest
-from mreg.registry.prediction import Prediction
+from mreg.registry.store.prediction import Prediction
 
 if TYPE_CHECKING:
-    from mreg.registry.weight_sources import TensorSource
+    from mreg.registry.models.weight_sources import TensorSource
 
 FLOATS = ("F32", "F16", "BF16")
 """Dtypes in which predictions compute."""

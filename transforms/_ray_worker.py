@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from mreg.registry import scratch
+from mreg.registry.runs import scratch
 from mreg.registry.transform import Job
 from mreg.transforms import _catalog, _environment, _launching
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mreg.registry import metrics
+from mreg.registry.measures import metrics
 from mreg.registry.transform import Job, Report
 from mreg.transforms import _labelling, _speed, _text_scores
 from mreg.transforms._adapter import load_adapted

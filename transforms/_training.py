@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from mreg.registry.curves import facts_of as curves_facts
 from mreg.registry.errors import MregError, Refused
+from mreg.registry.runs.curves import facts_of as curves_facts
 from mreg.registry.transform import Facts, Job, JobDataset, Material, Params, Progress, Report
 from mreg.transforms import _ranks
 from mreg.transforms._folder import ModelFolder, copy_rest, write_trained

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mreg.registry import digests
+from mreg.registry.chains.recipe import Step
 from mreg.registry.digests import Digest
 from mreg.registry.errors import Refused
-from mreg.registry.recipe import Step
 from mreg.registry.transform import Facts, Job, Report
 from mreg.transforms._contents import tensors_of
 from mreg.transforms._folder import ModelFolder, Slot, copy_rest, rewrite

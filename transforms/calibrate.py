@@ -15,8 +15,8 @@ from mreg.transforms._training import has_tokenizer
 from pydantic import Field
 
 if TYPE_CHECKING:
-    from mreg.registry.claim import Made
-    from mreg.registry.prediction import Prediction
+    from mreg.registry.proof.claim import Made
+    from mreg.registry.store.prediction import Prediction
 
 ROW = "a row has a `text` and its `label`, which is one of the labels that the model knows"
 FEWEST = 20

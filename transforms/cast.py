@@ -12,8 +12,8 @@ from mreg.transforms._folder import FLOATS, ModelFolder, Slot, change_config, co
 
 if TYPE_CHECKING:
     import torch
-    from mreg.registry.claim import Made
-    from mreg.registry.prediction import Prediction
+    from mreg.registry.proof.claim import Made
+    from mreg.registry.store.prediction import Prediction
 
 NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 

@@ -19,9 +19,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from mreg.registry import code_restoring, code_state
 from mreg.registry.errors import MregError, Refused
-from mreg.registry.folder import TRAINERS_LEAVE
+from mreg.registry.models.folder import TRAINERS_LEAVE
+from mreg.registry.replay import code_restoring
+from mreg.registry.runs import code_state
 from mreg.registry.transform import Facts, Input, Job, Material, Params, Progress, Report, Rows, Transform
 from pydantic import Field
 

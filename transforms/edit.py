@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from mreg.registry.curves import facts_of as curve_facts
-from mreg.registry.recipe import Step
+from mreg.registry.chains.recipe import Step
+from mreg.registry.runs.curves import facts_of as curve_facts
 from mreg.registry.transform import BadParams, Facts, Input, Job, Material, Params, Report, Rows, Transform
 from mreg.transforms import _check, _facts, _undo
 from mreg.transforms._folder import ModelFolder, Slot, copy_rest, rewrite
@@ -17,8 +17,8 @@ from pydantic import Field, model_validator
 
 if TYPE_CHECKING:
     import torch
-    from mreg.registry.claim import Made
-    from mreg.registry.prediction import Prediction
+    from mreg.registry.proof.claim import Made
+    from mreg.registry.store.prediction import Prediction
     from mreg.transforms._answers import Speaker
 
 DEPTH = {"rome": 0.18, "memit": 0.3, "constrained": 0.3}

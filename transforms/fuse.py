@@ -19,8 +19,8 @@ from mreg.transforms._folder import ModelFolder, Slot, copy_rest, rewrite
 
 if TYPE_CHECKING:
     import torch
-    from mreg.registry.claim import Made
-    from mreg.registry.prediction import Prediction
+    from mreg.registry.proof.claim import Made
+    from mreg.registry.store.prediction import Prediction
 
 # They add tokens or modules beside the weights, so there is nothing to add to the weights.
 APART = {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"}

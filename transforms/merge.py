@@ -17,8 +17,8 @@ from pydantic import Field, create_model
 
 if TYPE_CHECKING:
     import torch
-    from mreg.registry.claim import Made
-    from mreg.registry.prediction import Prediction
+    from mreg.registry.proof.claim import Made
+    from mreg.registry.store.prediction import Prediction
 
 # With equal tensor shapes, these still say that two models compute different things.
 SAME = ("model_type", "architectures", "num_attention_heads", "num_key_value_heads", "hidden_act")

@@ -19,8 +19,8 @@ from mreg.transforms._thinning import CALIBRATED, thin_out
 from pydantic import Field, model_validator
 
 if TYPE_CHECKING:
-    from mreg.registry.claim import Made
-    from mreg.registry.prediction import Prediction
+    from mreg.registry.proof.claim import Made
+    from mreg.registry.store.prediction import Prediction
 
 
 class PruneParams(Params):

@@ -16,8 +16,8 @@ from pydantic import Field, model_validator
 
 if TYPE_CHECKING:
     import torch
-    from mreg.registry.claim import Made
-    from mreg.registry.prediction import Prediction
+    from mreg.registry.proof.claim import Made
+    from mreg.registry.store.prediction import Prediction
 
 Method = Literal["int8", "int4", "gptq", "awq", "smoothquant", "fp8", "dynamic-int8", "gguf"]
 

@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from mreg.registry import reversion
-from mreg.registry.recipe import Step
-from mreg.registry.reversion import Content
+from mreg.registry.chains import reversion
+from mreg.registry.chains.recipe import Step
+from mreg.registry.chains.reversion import Content
 from mreg.registry.transform import Facts, Input, Job, Params, Progress, Report, Transform
 from mreg.transforms._contents import content_of
 from mreg.transforms._folder import ModelFolder, Slot, copy_rest, rewrite

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from mreg.cli.main import main
 from mreg.registry import Registry
-from mreg.registry.events import Event, RegistryCreated
-from mreg.registry.journal import Journal
+from mreg.registry.log.events import Event, RegistryCreated
+from mreg.registry.log.journal import Journal
 from safetensors.numpy import save_file
 
 from tests import histories

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from mreg.cli import replayed
 from mreg.registry import Registry
-from mreg.registry.events import StepJudged
-from mreg.registry.replaying import Replay, ReplayPlan
+from mreg.registry.log.events import StepJudged
+from mreg.registry.replay.replaying import Replay, ReplayPlan
 from safetensors.numpy import save_file
 
 Run = Callable[..., Any]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from mreg.cli import scatter
-from mreg.registry import tradeoff
-from mreg.registry.events import DatasetAdded
+from mreg.registry.log.events import DatasetAdded
+from mreg.registry.measures import tradeoff
 
 from tests.histories import digest, evaluated, imported, judgement, made, moved, score
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from mreg.registry import Registry
-from mreg.registry.events import VersionEvicted
+from mreg.registry.log.events import VersionEvicted
 
 Run = Callable[..., Any]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mreg.registry.events import ReplayFinished, ReplayStarted, StepJudged
+from mreg.registry.log.events import ReplayFinished, ReplayStarted, StepJudged
 
 from tests.histories import digest, finished, imported, made, started
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from mreg.cli import replay_report, replayed
 from mreg.registry import Registry
-from mreg.registry.events import StepJudged
-from mreg.registry.replaying import Replay
+from mreg.registry.log.events import StepJudged
+from mreg.registry.replay.replaying import Replay
 
 from tests.cli.conftest import make_model
 

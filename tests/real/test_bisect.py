@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mreg.registry import Registry, opinions
-from mreg.registry.judging import Bench
+from mreg.registry import Registry
+from mreg.registry.chains import opinions
+from mreg.registry.measures.judging import Bench
 
 from tests.tiny import write_rows
 

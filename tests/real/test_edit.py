@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from mreg.registry import Registry
-from mreg.registry.applying import Applied
+from mreg.registry.runs.applying import Applied
 
 FACTS = Path(__file__).with_name("edits.jsonl")
 """Capitals and languages, each with another country's as the target, two paraphrases and three neighbours."""

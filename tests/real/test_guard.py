@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from mreg.registry import Registry
-from mreg.registry.judging import GuardFailed
+from mreg.registry.measures.judging import GuardFailed
 
 from tests.tiny import write_rows
 

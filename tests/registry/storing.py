@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from mreg.registry.digests import Digest
-from mreg.registry.objects import ObjectStore
-from mreg.registry.prediction import Prediction
-from mreg.registry.spans import Held
+from mreg.registry.store.objects import ObjectStore
+from mreg.registry.store.prediction import Prediction
+from mreg.registry.store.spans import Held
 
 from tests.strategies import MadeTensor, safetensors, write_folder
 

@@ -8,10 +8,10 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given
 from mreg.registry import Registry
-from mreg.registry.folder import look
-from mreg.registry.intake import store_folder
-from mreg.registry.listed import listed
-from mreg.registry.objects import MissingObject, ObjectStore
+from mreg.registry.models.folder import look
+from mreg.registry.models.intake import store_folder
+from mreg.registry.store.listed import listed
+from mreg.registry.store.objects import MissingObject, ObjectStore
 
 from tests.registry.storing import model_of, weights
 from tests.strategies import model_folders, write_folder

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from mreg.registry import Registry
-from mreg.registry.applying import Interrupted, TransformFailed, reap
 from mreg.registry.errors import Refused
+from mreg.registry.runs.applying import Interrupted, TransformFailed, reap
 from mreg.registry.transform import BadParams, Progress, UnknownTransform
 
 from tests.histories import started

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from mreg.registry import Registry
-from mreg.registry.bisection import Answer
+from mreg.registry.chains.bisection import Answer
 from mreg.registry.versions import Version
 
 from tests.registry.conftest import Import, make_model, seed_of

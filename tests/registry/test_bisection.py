@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
-from mreg.registry.bisection import Search, begin, lead_for
+from mreg.registry.chains.bisection import Search, begin, lead_for
+from mreg.registry.chains.graph import reach
 from mreg.registry.digests import Digest
 from mreg.registry.errors import Refused
-from mreg.registry.graph import reach
 
 from tests.histories import digest
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from mreg.registry.branches import Branches, Tell
+from mreg.registry.replay.branches import Branches, Tell
 
 Work = Callable[[Tell[str]], str]
 

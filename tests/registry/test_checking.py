@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mreg.registry import Registry
-from mreg.registry.database import Database
-from mreg.registry.journal import DamagedLog, Head, Journal
-from mreg.registry.mending import splice
-from mreg.registry.recorded import Recorded, seal
+from mreg.registry.log.database import Database
+from mreg.registry.log.journal import DamagedLog, Head, Journal
+from mreg.registry.log.mending import splice
+from mreg.registry.log.recorded import Recorded, seal
 
 from tests.histories import history, imported, moved
 from tests.strategies import TINY_MODEL, write_folder

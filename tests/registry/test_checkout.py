@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
-from mreg.registry.checkout import DestinationTaken, check_out
-from mreg.registry.folder import FolderListing, look
-from mreg.registry.intake import ModelChanged, store_folder
-from mreg.registry.manifest import Manifest
-from mreg.registry.objects import DamagedObject, MissingObject, ObjectStore
-from mreg.registry.safetensors_header import MalformedSafetensors
+from mreg.registry.models.checkout import DestinationTaken, check_out
+from mreg.registry.models.folder import FolderListing, look
+from mreg.registry.models.intake import ModelChanged, store_folder
+from mreg.registry.models.manifest import Manifest
+from mreg.registry.models.safetensors_header import MalformedSafetensors
+from mreg.registry.store.objects import DamagedObject, MissingObject, ObjectStore
 
 from tests.strategies import TINY, TINY_MODEL, model_folders, read_folder, write_folder
 

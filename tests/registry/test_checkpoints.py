@@ -11,15 +11,16 @@ import time
 from pathlib import Path
 
 import pytest
-from mreg.registry import checkpoints, signals
-from mreg.registry.checkpoints import Checkpoint
+from mreg.registry import signals
+from mreg.registry.runs import checkpoints
+from mreg.registry.runs.checkpoints import Checkpoint
 
 KEY = "a" * 64
 
 WRITER = """
 import itertools, os, sys
 from pathlib import Path
-from mreg.registry import checkpoints
+from mreg.registry.runs import checkpoints
 root = Path(sys.argv[1])
 print("ready", flush=True)
 for step in itertools.count(int(sys.argv[2])):

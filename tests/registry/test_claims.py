@@ -8,10 +8,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from mreg.registry.claim import Claim, Made
-from mreg.registry.claims import check, weakest
 from mreg.registry.digests import Digest
-from mreg.registry.weights import Tensor
+from mreg.registry.models.weights import Tensor
+from mreg.registry.proof.claim import Claim, Made
+from mreg.registry.proof.claims import check, weakest
 
 Weights = dict[str, Any]
 LAYERS = [f"model.layers.{layer}.{part}.weight" for layer in range(3) for part in ("up", "down")]

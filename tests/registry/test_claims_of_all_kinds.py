@@ -12,10 +12,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from mreg.registry.claim import Beside, Made
-from mreg.registry.claims import check
 from mreg.registry.errors import MregError
-from mreg.registry.evidence_merge import drawn
+from mreg.registry.proof.claim import Beside, Made
+from mreg.registry.proof.claims import check
+from mreg.registry.proof.evidence_merge import drawn
 
 from tests.registry.test_claims import DTYPES, Weights, near, step, touched, verdict
 

@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from mreg.registry import code_state
-from mreg.registry.code_restoring import restore
 from mreg.registry.errors import Refused
+from mreg.registry.replay.code_restoring import restore
+from mreg.registry.runs import code_state
 
 COMMAND = ("python", "train.py", "rows.txt")
 

@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from mreg.registry import code_state
-from mreg.registry.code_state import LONGEST, CodeState, TooMuchChanged
+from mreg.registry.runs import code_state
+from mreg.registry.runs.code_state import LONGEST, CodeState, TooMuchChanged
 
 
 def git(folder: Path, *arguments: str) -> str:

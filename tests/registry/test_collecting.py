@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from mreg.registry import Registry
-from mreg.registry.collecting import DAY
 from mreg.registry.digests import Digest
-from mreg.registry.objects import DamagedObject
-from mreg.registry.quarantine import Quarantine
+from mreg.registry.store.collecting import DAY
+from mreg.registry.store.objects import DamagedObject
+from mreg.registry.store.quarantine import Quarantine
 
 from tests.registry.storing import model_of, put, weights
 from tests.strategies import TINY_MODEL, read_folder

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from mreg.registry import Registry
-from mreg.registry import events as e
-from mreg.registry.datasets import UnknownDataset
+from mreg.registry.log import events as e
+from mreg.registry.models.datasets import UnknownDataset
 
 from tests.histories import digest, finished, imported, made, started
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mreg.registry import Registry
-from mreg.registry.database import Database
-from mreg.registry.folds import KEYS, fold
-from mreg.registry.journal import EMPTY, DamagedLog, Head, Journal
-from mreg.registry.reading import Reader, Stale
-from mreg.registry.recorded import Recorded
+from mreg.registry.log.database import Database
+from mreg.registry.log.folds import KEYS, fold
+from mreg.registry.log.journal import EMPTY, DamagedLog, Head, Journal
+from mreg.registry.log.reading import Reader, Stale
+from mreg.registry.log.recorded import Recorded
 
 from tests.histories import digest, histories, history, imported, made, moved
 
@@ -239,10 +239,10 @@ def left_by_a_killed_writer(sound: Path, tmp_path_factory: pytest.TempPathFactor
     program = """
 import os, sys
 from pathlib import Path
-from mreg.registry.database import Database
-from mreg.registry.journal import Journal
+from mreg.registry.log.database import Database
+from mreg.registry.log.journal import Journal
 from tests.histories import made
-from mreg.registry.events import record
+from mreg.registry.log.events import record
 
 root = Path(sys.argv[1])
 journal, database = Journal(root), Database(root / "registry.duckdb", wait=0)

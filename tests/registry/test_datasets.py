@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mreg.registry import Registry, datasets
-from mreg.registry.datasets import BadDataset, UnknownDataset, read_rows
+from mreg.registry import Registry
+from mreg.registry.models import datasets
+from mreg.registry.models.datasets import BadDataset, UnknownDataset, read_rows
 from mreg.registry.revs import MalformedName
 
 ROWS = [

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from mreg.registry import deltas, planes
-from mreg.registry.deltas import BadFrame
-from mreg.registry.layouts import layout_of
+from mreg.registry.store import deltas, planes
+from mreg.registry.store.deltas import BadFrame
+from mreg.registry.store.layouts import layout_of
 
 from tests.chunks import CHUNK, DTYPES, as_dtype, chunks, damaged, noise, pick, specials, trained
 

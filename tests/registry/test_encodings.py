@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mreg.registry import choosing
 from mreg.registry.digests import Digest
-from mreg.registry.envelope import Envelope
-from mreg.registry.objects import DamagedObject, ObjectStore
-from mreg.registry.prediction import Prediction
-from mreg.registry.safetensors_header import BITS
-from mreg.registry.spans import CHUNK, Held
+from mreg.registry.models.safetensors_header import BITS
+from mreg.registry.store import choosing
+from mreg.registry.store.envelope import Envelope
+from mreg.registry.store.objects import DamagedObject, ObjectStore
+from mreg.registry.store.prediction import Prediction
+from mreg.registry.store.spans import CHUNK, Held
 
 DTYPES = sorted(BITS)
 TENSOR = Envelope.of_tensor("BF16", (4096,))

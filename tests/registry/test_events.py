@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from mreg.registry import canonical
-from mreg.registry import events as e
 from mreg.registry.canonical import NotCanonical
-from mreg.registry.events import KINDS, UPCASTERS, UnreadableEvent, Upcasters, decode, event_of, record
-from mreg.registry.folds import fold
-from mreg.registry.journal import sealed
-from mreg.registry.recorded import Recorded, is_chained, is_sealed, seal
+from mreg.registry.log import events as e
+from mreg.registry.log.events import KINDS, UPCASTERS, UnreadableEvent, Upcasters, decode, event_of, record
+from mreg.registry.log.folds import fold
+from mreg.registry.log.journal import sealed
+from mreg.registry.log.recorded import Recorded, is_chained, is_sealed, seal
 from pydantic import ValidationError
 
 from tests.histories import (

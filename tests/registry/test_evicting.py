@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 from mreg.registry import Registry
-from mreg.registry.absence import Evicted
+from mreg.registry.chains.recipe import Step
 from mreg.registry.digests import Digest
 from mreg.registry.errors import Refused
-from mreg.registry.events import VersionEvicted
-from mreg.registry.evicting import last_attempt
-from mreg.registry.objects import MissingObject
-from mreg.registry.recipe import Step
-from mreg.registry.restoring import NotRestored
+from mreg.registry.log.events import VersionEvicted
+from mreg.registry.replay.evicting import last_attempt
+from mreg.registry.replay.restoring import NotRestored
+from mreg.registry.store.absence import Evicted
+from mreg.registry.store.objects import MissingObject
 from mreg.registry.versions import Version
 
 from tests.histories import digest

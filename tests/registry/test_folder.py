@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from mreg.registry.folder import IncompleteModel, NoModel, UnsafeModel, look
+from mreg.registry.models.folder import IncompleteModel, NoModel, UnsafeModel, look
 
 from tests.strategies import TINY, TINY_MODEL, write_folder
 

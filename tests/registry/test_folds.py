@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given
-from mreg.registry import events as e
-from mreg.registry.events import UnreadableEvent
-from mreg.registry.folds import KEYS, Tables, changes, fold
-from mreg.registry.recorded import Recorded
+from mreg.registry.log import events as e
+from mreg.registry.log.events import UnreadableEvent
+from mreg.registry.log.folds import KEYS, Tables, changes, fold
+from mreg.registry.log.recorded import Recorded
 
 from tests.histories import content, digest, finished, histories, history, imported, made, moved, started
 
@@ -149,7 +149,7 @@ def test_what_ends_without_having_started_cannot_be_folded(event: e.Event):
 
 
 def test_every_projection_has_a_table_and_every_table_a_projection():
-    from mreg.registry.tables import TABLES
+    from mreg.registry.log.tables import TABLES
 
     assert KEYS.keys() | {"event"} == TABLES.keys()
     for table, key in KEYS.items():

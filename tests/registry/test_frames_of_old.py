@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mreg.registry import deltas, planes
+from mreg.registry.store import deltas, planes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "frames.json"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import networkx as nx
 from hypothesis import given
 from hypothesis import strategies as st
+from mreg.registry.chains.graph import Edge, Lineage, reach
 from mreg.registry.digests import Digest
-from mreg.registry.graph import Edge, Lineage, reach
 
 from tests.histories import digest
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mreg.registry.guards import Guard, MalformedGuard, parse
-from mreg.registry.metrics import METRICS, UnknownMetric
+from mreg.registry.measures.guards import Guard, MalformedGuard, parse
+from mreg.registry.measures.metrics import METRICS, UnknownMetric
 
 
 @pytest.mark.parametrize(

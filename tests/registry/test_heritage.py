@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mreg.registry import Registry
-from mreg.registry.heritage import Heritage
+from mreg.registry.proof.heritage import Heritage
 from safetensors.numpy import save_file
 
 from tests.registry import test_claims as made

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 from mreg.registry import Registry
-from mreg.registry.holding import alone, shared
-from mreg.registry.reading import Busy
+from mreg.registry.log.reading import Busy
+from mreg.registry.store.holding import alone, shared
 
 HOLDER = """
 import sys
-from mreg.registry import Registry, holding
+from mreg.registry import Registry
+from mreg.registry.store import holding
 
 with getattr(holding, sys.argv[2])(Registry.open(sys.argv[1])):
     print("held", flush=True)
@@ -143,7 +144,7 @@ def test_a_forked_child_does_not_keep_what_its_parent_holds(registry: Registry):
 
 def test_every_module_that_stores_objects_holds_them():
     folder = Path(__file__).parents[2] / "registry"
-    storing = [path for path in folder.glob("*.py") if "store.batch()" in path.read_text(encoding="utf-8")]
+    storing = [path for path in folder.rglob("*.py") if "store.batch()" in path.read_text(encoding="utf-8")]
 
     assert len(storing) > 4
-    assert [] == [path.name for path in storing if "mreg.registry.holding import" not in path.read_text("utf-8")]
+    assert [] == [path.name for path in storing if "mreg.registry.store.holding import" not in path.read_text("utf-8")]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from mreg.registry import Registry
-from mreg.registry.hub import HubFailed
-from mreg.registry.hub_datasets import fetch
+from mreg.registry.models.hub import HubFailed
+from mreg.registry.models.hub_datasets import fetch
 
 COMMIT = "a" * 40
 FILES = {"train.jsonl": b'{"text": "one", "n": 1}\n{"text": "two", "n": 2}\n', "test.jsonl": b'{"text": "three"}\n'}

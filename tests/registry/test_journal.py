@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mreg.registry.journal import EMPTY, DamagedLog, Head, Journal
-from mreg.registry.recorded import Recorded
+from mreg.registry.log.journal import EMPTY, DamagedLog, Head, Journal
+from mreg.registry.log.recorded import Recorded
 
 from tests.histories import history, imported, moved
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from mreg.registry import Registry
-from mreg.registry.objects import DamagedObject
+from mreg.registry.store.objects import DamagedObject
 from mreg.transforms._adapter import save_adapter
 from mreg.transforms._bottleneck import add_bottlenecks, save_bottlenecks
 from mreg.transforms._engine import LocalEngine

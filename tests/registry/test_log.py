@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from mreg.registry import Registry, queries
+from mreg.registry import Registry
 from mreg.registry.canonical import NotCanonical
 from mreg.registry.config import BadPlace
-from mreg.registry.events import Event, UnreadableEvent
 from mreg.registry.files import StorageFailed
-from mreg.registry.journal import Journal
-from mreg.registry.log import IdTaken, LogMoved
-from mreg.registry.reading import Busy, Reader
+from mreg.registry.log import queries
+from mreg.registry.log.events import Event, UnreadableEvent
+from mreg.registry.log.journal import Journal
+from mreg.registry.log.log import IdTaken, LogMoved
+from mreg.registry.log.reading import Busy, Reader
 
 from tests.histories import digest, finished, imported, made, moved, started
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from mreg.registry import canonical
-from mreg.registry.folder import look
-from mreg.registry.intake import store_folder
-from mreg.registry.manifest import FileEntry, MalformedManifest, Manifest
+from mreg.registry.models.folder import look
+from mreg.registry.models.intake import store_folder
+from mreg.registry.models.manifest import FileEntry, MalformedManifest, Manifest
 
 from tests.strategies import TINY_MODEL, MadeTensor, model_folders, safetensors, write_folder
 

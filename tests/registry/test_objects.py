@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mreg.registry import digests, envelope
-from mreg.registry.batch import Batch, SourceChanged
+from mreg.registry import digests
 from mreg.registry.digests import Digest
-from mreg.registry.envelope import BadEnvelope, Envelope
 from mreg.registry.files import StorageFailed
-from mreg.registry.objects import DamagedObject, MissingObject, ObjectStore
-from mreg.registry.spans import CHUNK, Held
+from mreg.registry.store import envelope
+from mreg.registry.store.batch import Batch, SourceChanged
+from mreg.registry.store.envelope import BadEnvelope, Envelope
+from mreg.registry.store.objects import DamagedObject, MissingObject, ObjectStore
+from mreg.registry.store.spans import CHUNK, Held
 
 from tests.strategies import MadeTensor, made_tensors
 

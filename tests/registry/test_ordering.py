@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from mreg.registry.ordering import order_of, sort, unsort
+from mreg.registry.store.ordering import order_of, sort, unsort
 
 
 @given(

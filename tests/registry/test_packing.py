@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mreg.registry.packing import BadFrame, Reader, Writer
+from mreg.registry.store.packing import BadFrame, Reader, Writer
 
 MEGABYTE = 1 << 20
 BLOCK = 1 << 17

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from mreg.registry import planes
-from mreg.registry.layouts import layout_of
-from mreg.registry.planes import BadFrame
-from mreg.registry.safetensors_header import BITS
+from mreg.registry.models.safetensors_header import BITS
+from mreg.registry.store import planes
+from mreg.registry.store.layouts import layout_of
+from mreg.registry.store.planes import BadFrame
 
 from tests.chunks import CHUNK, DTYPES, chunks, damaged, noise, trained
 

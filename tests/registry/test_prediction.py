@@ -22,10 +22,10 @@ import pytest
 from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mreg.registry.prediction import UnknownOperation, predict
-from mreg.registry.prediction_operations import OPERATIONS
-from mreg.registry.prediction_rounding import KINDS, narrow, widen
-from mreg.registry.weights import Array
+from mreg.registry.models.weights import Array
+from mreg.registry.store.prediction import UnknownOperation, predict
+from mreg.registry.store.prediction_operations import OPERATIONS
+from mreg.registry.store.prediction_rounding import KINDS, narrow, widen
 
 ROOT = Path(__file__).parents[2]
 F32 = np.float32

@@ -7,8 +7,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from mreg.registry import range_finder, weights
-from mreg.registry.weights import SKETCHED_FROM, delta_rank
+from mreg.registry.models import weights
+from mreg.registry.models.weights import SKETCHED_FROM, delta_rank
+from mreg.registry.proof import range_finder
 
 DTYPES = {"bf16": ml_dtypes.bfloat16, "fp32": np.float32}
 

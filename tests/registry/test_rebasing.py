@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mreg.registry import Registry, steps
+from mreg.registry import Registry
+from mreg.registry.chains.rewriting import Changes, Insert
 from mreg.registry.errors import Refused
-from mreg.registry.rewriting import Changes, Insert
+from mreg.registry.runs import steps
 from mreg.registry.transform import BadParams
 from mreg.registry.versions import Version
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mreg.registry import Registry
-from mreg.registry import events as e
+from mreg.registry.chains.recalls import spread
 from mreg.registry.errors import Refused
-from mreg.registry.folds import Tables, fold
-from mreg.registry.judging import IsRecalled
-from mreg.registry.recalls import spread
+from mreg.registry.log import events as e
+from mreg.registry.log.folds import Tables, fold
+from mreg.registry.measures.judging import IsRecalled
 from mreg.registry.revs import UnknownRev
 from mreg.registry.transform import BadParams
 from mreg.registry.versions import Version

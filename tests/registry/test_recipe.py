@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mreg.registry.chains.recipe import Step, StepChange, chain, compare
 from mreg.registry.digests import Digest
-from mreg.registry.recipe import Step, StepChange, chain, compare
 
 from tests.histories import digest
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from mreg.registry import Registry
-from mreg.registry.choosing import DEEPEST
-from mreg.registry.objects import DamagedObject
-from mreg.registry.spans import Held
+from mreg.registry.store.choosing import DEEPEST
+from mreg.registry.store.objects import DamagedObject
+from mreg.registry.store.spans import Held
 from mreg.registry.versions import Version
 
 from tests.registry.storing import model_of, weights

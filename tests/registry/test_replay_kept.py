@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from mreg.registry.errors import Refused
-from mreg.registry.events import StepJudged
-from mreg.registry.replay_kept import KeptReplay, KeptStep, asked_otherwise, forget, kept, working
+from mreg.registry.log.events import StepJudged
+from mreg.registry.replay.kept import KeptReplay, KeptStep, asked_otherwise, forget, kept, working
 
 from tests.histories import digest
 

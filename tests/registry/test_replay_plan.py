@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from mreg.registry.recipe import Step
-from mreg.registry.replay_plan import ReplayPlan
+from mreg.registry.chains.recipe import Step
+from mreg.registry.replay.plan import ReplayPlan
 from mreg.registry.versions import Version
 
 from tests.histories import content, digest

@@ -14,13 +14,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from mreg.registry import Registry, code_state, replay_kept
-from mreg.registry.applying import Interrupted
+from mreg.registry import Registry
+from mreg.registry.chains.recipe import Step
 from mreg.registry.digests import Digest
 from mreg.registry.errors import Refused
-from mreg.registry.events import StepJudged
-from mreg.registry.recipe import Step
-from mreg.registry.replay_resuming import Asked, read_again
+from mreg.registry.log.events import StepJudged
+from mreg.registry.replay import kept as replay_kept
+from mreg.registry.replay.resuming import Asked, read_again
+from mreg.registry.runs import code_state
+from mreg.registry.runs.applying import Interrupted
 from mreg.registry.transform import Engine, Progress
 from mreg.registry.versions import Version
 
@@ -217,7 +219,8 @@ def test_ctrl_c_ends_all_branches_and_the_same_again_goes_on(shop: Registry, bri
     finally:
         flag("pause", False)
 
-    assert ["bytes"] * 3 == [step.verdict for step in shop.replay(merged, from_base=True, resume=True).steps]
+    again = shop.replay(merged, from_base=True, resume=True)
+    assert [("bytes", "")] * 3 == [(step.verdict, step.reason) for step in again.steps]
     assert not is_kept(shop)
 
 
@@ -326,7 +329,7 @@ def test_only_what_the_same_code_made_in_the_same_environment_is_gone_on_with(sh
 KILLED = """
 import os, signal, sys
 from mreg.registry import Registry
-from mreg.registry.events import StepJudged
+from mreg.registry.log.events import StepJudged
 
 judged = 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from mreg.registry.reproductions import machines, summed_up
+from mreg.registry.replay.reproductions import machines, summed_up
 
 from tests.histories import digest
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mreg.registry import Registry
+from mreg.registry.chains.reversion import Content, NotExact, revert
+from mreg.registry.chains.rewriting import Changes
 from mreg.registry.digests import Digest
 from mreg.registry.errors import Refused
-from mreg.registry.reversion import Content, NotExact, revert
-from mreg.registry.rewriting import Changes
 from mreg.registry.versions import Version
 
 from tests import tiny

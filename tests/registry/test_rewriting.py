@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mreg.registry.rewriting import Changes, Insert, Key, Place, rewrite, settle
+from mreg.registry.chains.rewriting import Changes, Insert, Key, Place, rewrite, settle
 
 from tests.histories import digest
 from tests.registry.test_recipe import imported, step

@@ -9,8 +9,8 @@ import pytest
 import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
-from mreg.registry import safetensors_header
-from mreg.registry.safetensors_header import Header, MalformedSafetensors, TensorSlot
+from mreg.registry.models import safetensors_header
+from mreg.registry.models.safetensors_header import Header, MalformedSafetensors, TensorSlot
 
 from tests.strategies import safetensors_files, safetensors_raw
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from mreg.registry import Registry
-from mreg.registry.sandbox import BadQuery
+from mreg.registry.log.sandbox import BadQuery
 
 from tests.histories import imported, made, moved
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from mreg.registry.verdict import MOST_ULPS, ORDER, differences, diverges, is_reproduced, judge, same, weakest
-from mreg.registry.weight_sources import WeightsChange
-from mreg.registry.weights import TensorChange
+from mreg.registry.models.weight_sources import WeightsChange
+from mreg.registry.models.weights import TensorChange
+from mreg.registry.replay.verdict import MOST_ULPS, ORDER, differences, diverges, is_reproduced, judge, same, weakest
 
 from tests.histories import content
 

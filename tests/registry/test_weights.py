@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mreg.registry.folder import look
-from mreg.registry.intake import store_folder
-from mreg.registry.objects import ObjectStore
-from mreg.registry.weight_sources import FolderTensors, StoredTensors, WeightsChange, compare
-from mreg.registry.weights import Tensor, TensorChange, compare_tensors
+from mreg.registry.models.folder import look
+from mreg.registry.models.intake import store_folder
+from mreg.registry.models.weight_sources import FolderTensors, StoredTensors, WeightsChange, compare
+from mreg.registry.models.weights import Tensor, TensorChange, compare_tensors
+from mreg.registry.store.objects import ObjectStore
 
 from tests.strategies import MadeTensor, made_tensors, safetensors, write_folder
 

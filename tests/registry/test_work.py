@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from mreg.registry import Registry
-from mreg.registry.applying import TransformFailed
 from mreg.registry.canonical import NotCanonical
+from mreg.registry.runs.applying import TransformFailed
 
 from tests import tiny
 from tests.strategies import TINY_MODEL, write_folder

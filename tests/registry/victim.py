@@ -20,8 +20,8 @@ import numpy as np
 from mreg.registry import Registry
 from mreg.registry.digests import Digest
 from mreg.registry.errors import MregError
-from mreg.registry.folder import look
-from mreg.registry.intake import store_folder
+from mreg.registry.models.folder import look
+from mreg.registry.models.intake import store_folder
 from mreg.registry.versions import Version
 from safetensors import safe_open
 from safetensors.numpy import save_file

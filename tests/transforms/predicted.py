@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mreg.registry.claim import Made
 from mreg.registry.digests import Digest
-from mreg.registry.prediction import Prediction, predict
+from mreg.registry.models.weight_sources import FolderTensors
+from mreg.registry.models.weights import Array, Tensor
+from mreg.registry.proof.claim import Made
+from mreg.registry.store.prediction import Prediction, predict
 from mreg.registry.transform import Transform
-from mreg.registry.weight_sources import FolderTensors
-from mreg.registry.weights import Array, Tensor
 from mreg.transforms._predicting import digest_of
 
 

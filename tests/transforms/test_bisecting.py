@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from mreg.registry import Registry, opinions
-from mreg.registry.bisecting import ToTest
-from mreg.registry.datasets import UnknownDataset
+from mreg.registry import Registry
+from mreg.registry.chains import opinions
+from mreg.registry.chains.bisecting import ToTest
 from mreg.registry.errors import Refused
-from mreg.registry.guards import MalformedGuard
-from mreg.registry.judging import Bench
+from mreg.registry.measures.guards import MalformedGuard
+from mreg.registry.measures.judging import Bench
+from mreg.registry.models.datasets import UnknownDataset
 from mreg.registry.transform import BadParams
 from mreg.registry.versions import Version
 from mreg.transforms._engine import LocalEngine
@@ -103,7 +104,7 @@ def test_what_a_version_says_finds_the_step_that_changed_it(chain: Chain):
 
 
 def registry_rows(registry: Registry, digest: str) -> Iterator[dict[str, str]]:
-    from mreg.registry import datasets
+    from mreg.registry.models import datasets
 
     return datasets.rows(registry, digest)  # type: ignore[arg-type]  # digests are text
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from mreg.registry import Registry
-from mreg.registry.applying import TransformFailed
+from mreg.registry.runs.applying import TransformFailed
 from mreg.transforms import _catalog
 from mreg.transforms._engine import LocalEngine
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from mreg.registry.errors import MregError, Refused
+from mreg.registry.models.weights import delta_rank
 from mreg.registry.registry import Registry
 from mreg.registry.transform import BadParams, JobDataset
-from mreg.registry.weights import delta_rank
 from mreg.transforms import _answers, _covariance, _facts, _mlp, _tails
 from mreg.transforms._constrained import within
 from mreg.transforms._engine import LocalEngine

@@ -174,6 +174,20 @@ def test_after_its_server_was_killed_the_engine_starts_another(outside: LocalEng
     assert outside.run(job, lambda progress: None).error is None
 
 
+def test_a_server_that_was_told_to_end_is_asked_nothing_more(outside: LocalEngine, stock: Stock, tmp_path: Path):
+    outside.environment(threads=1, portable=False, device="cpu")
+    (server,) = outside._servers.values()
+    os.kill(server._process.pid, signal.SIGSTOP)  # It takes its time.
+    try:
+        server.terminate()
+        assert not server.is_alive()
+    finally:
+        os.kill(server._process.pid, signal.SIGCONT)
+    job = make_job(outside, tmp_path / "job", "cast", stock.base, {}, stock.data, None, {"dtype": "float32"})
+
+    assert outside.run(job, lambda progress: None).error is None
+
+
 def test_a_child_sees_a_clean_and_fixed_environment(fail: Any, tmp_path: Path):
     facts = fail("look").facts
 

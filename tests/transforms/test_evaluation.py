@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from mreg.registry import Registry
 from mreg.registry.errors import MregError, Refused
-from mreg.registry.judging import GuardFailed
+from mreg.registry.measures.judging import GuardFailed
 from mreg.transforms import _evaluation
 from mreg.transforms._engine import LocalEngine
 from mreg.transforms._evaluation import EvaluationParams, check

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from mreg.registry.curves import thin
 from mreg.registry.errors import MregError
+from mreg.registry.runs.curves import thin
 from mreg.registry.transform import Material, Progress
 from mreg.transforms._engine import LocalEngine
 from mreg.transforms.finetune import FinetuneParams, check

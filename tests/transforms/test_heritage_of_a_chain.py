@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mreg.registry import Registry
-from mreg.registry.heritage import Heritage, Origin
+from mreg.registry.proof.heritage import Heritage, Origin
 from mreg.transforms._engine import LocalEngine
 
 from tests import tiny

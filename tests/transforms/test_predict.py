@@ -375,8 +375,8 @@ def test_predicting_needs_no_torch(stock: Stock):
     program = """
 import sys
 from pathlib import Path
-from mreg.registry.claim import Made
-from mreg.registry.weight_sources import FolderTensors
+from mreg.registry.proof.claim import Made
+from mreg.registry.models.weight_sources import FolderTensors
 from mreg.transforms import _catalog
 base, other, adapter = (FolderTensors(Path(path)) for path in sys.argv[1:])
 config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mreg.registry import Registry, checkpoints
-from mreg.registry.applying import Interrupted
-from mreg.registry.checkpoints import Checkpoint, NoCheckpoint
+from mreg.registry import Registry
 from mreg.registry.errors import Refused
+from mreg.registry.runs import checkpoints
+from mreg.registry.runs.applying import Interrupted
+from mreg.registry.runs.checkpoints import Checkpoint, NoCheckpoint
 from mreg.registry.transform import BadParams, Checkpointing, Job, Progress
 from mreg.transforms._checkpointing import Stopped
 from mreg.transforms._engine import LocalEngine

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from mreg.registry import Registry
-from mreg.registry.reversion import NotExact
+from mreg.registry.chains.reversion import NotExact
 from mreg.transforms._engine import LocalEngine
 from safetensors.torch import load_file
 

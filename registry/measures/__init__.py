@@ -1,0 +1,1 @@
+"""Measures: what versions score, and the guards that hold scores against bounds."""

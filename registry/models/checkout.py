@@ -1,0 +1,138 @@
+"""A version put back on disk: every file byte for byte as it came in, or no folder at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
+from pathlib import Path
+
+from mreg.registry import digests
+from mreg.registry.errors import MregError
+from mreg.registry.files import disk_errors, sync_directory
+from mreg.registry.models.intake import Done, unheard
+from mreg.registry.models.manifest import FileEntry, Manifest
+from mreg.registry.plain import shown
+from mreg.registry.store.objects import DamagedObject, ObjectStore
+from mreg.registry.store.spans import Span, write_all_at
+
+_WORKERS = min(8, os.cpu_count() or 1)
+
+
+class DestinationTaken(MregError):
+    """Something is already where the checkout should go."""
+
+    exit_code = 2
+
+
+def check_out(
+    manifest: Manifest,
+    store: ObjectStore,
+    destination: Path,
+    report: Done = unheard,
+    *,
+    durable: bool = True,
+) -> None:
+    """Write a version's files into `destination`, which must not exist or be an empty folder.
+
+    It appears whole or not at all: the files are written beside it, verified tensor by tensor and file by file, and
+    renamed into place. `durable=False` leaves out the syncs, for folders that do not outlive their job. Raises
+    DestinationTaken, MissingObject, DamagedObject or StorageFailed.
+    """
+    if os.path.lexists(destination) and not _is_empty_folder(destination):
+        raise DestinationTaken(f"{shown(str(destination))} is already there", fix="name a new or an empty folder")
+    with disk_errors(destination):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        temporary = destination.with_name(f".{destination.name[:100]}.{secrets.token_hex(4)}.part")
+        temporary.mkdir()
+    try:
+        _write_files(manifest, store, temporary, report, durable)
+        with disk_errors(destination):
+            temporary.rename(destination)
+            if durable:
+                sync_directory(destination.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _write_files(manifest: Manifest, store: ObjectStore, folder: Path, report: Done, durable: bool) -> None:
+    done, total = 0, manifest.size
+    counting = threading.Lock()
+    folders = {folder}
+    for file in manifest.files:
+        path = folder / file.path
+
+        def progress(count: int) -> None:
+            nonlocal done
+            with counting:
+                done += count
+                report(done, total)
+
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            try:
+                _write_file(file, store, fd, path, progress)
+                if durable:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+        folders |= {folder / parent for parent in Path(file.path).parents}
+    if durable:
+        with disk_errors(folder):
+            for each in folders:
+                sync_directory(each)
+
+
+def _write_file(file: FileEntry, store: ObjectStore, fd: int, path: Path, progress: Callable[[int], None]) -> None:
+    if file.header is None:
+        store.copy_to(file.digest, _writer(fd, 0, path, progress))
+        return
+    header = file.header.encode()
+    head = len(header).to_bytes(8, "little") + header
+    _writer(fd, 0, path, progress)(memoryview(head))
+    starts = accumulate((tensor.size for tensor in file.tensors), initial=len(head))
+    # Tensors are decoded beside each other, each to its own place.
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        try:
+            done = [
+                pool.submit(store.copy_to, tensor.digest, _writer(fd, start, path, progress))
+                for tensor, start in zip(file.tensors, starts, strict=False)
+            ]
+            for each in done:
+                each.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    whole = digests.file_hasher(threads=_WORKERS)
+    with disk_errors(path):
+        for chunk in Span(fd, 0, file.size).chunks():
+            whole.update(chunk)
+    if whole.hexdigest() != file.digest:
+        raise DamagedObject(
+            f"the parts of {file.path} are sound, but together they are not the file that was recorded",
+            fix="`mreg fsck` says what is wrong; import the model again",
+        )
+
+
+def _writer(fd: int, start: int, path: Path, progress: Callable[[int], None]) -> Callable[[memoryview], None]:
+    """What writes one chunk after another into an open file, from `start` on."""
+    at = start
+
+    def write(chunk: memoryview) -> None:
+        nonlocal at
+        with disk_errors(path):
+            write_all_at(fd, chunk, at)
+        at += len(chunk)
+        progress(len(chunk))
+
+    return write
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())

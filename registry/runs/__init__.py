@@ -1,0 +1,1 @@
+"""Runs: steps that are made ready, done and recorded, here or elsewhere."""
