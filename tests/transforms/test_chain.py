@@ -49,6 +49,24 @@ def test_a_chain_of_nine_steps_with_a_merge_comes_out_again_from_its_bases(regis
     assert all(1 == registry.show(step.version)["reproduced"]["times"] for step in planned.steps)
 
 
+def test_a_model_that_another_model_rewarded_comes_out_again_from_the_bases_of_both(registry: Registry, stock: Stock):
+    pairs, prompts = stock.data / "pairs.jsonl", stock.data / "prompt.jsonl"
+    registry.add_dataset(pairs, name="pairs")
+    base, other = (registry.import_model(folder).version for folder in (stock.base, stock.other))
+    judge = registry.apply("reward", other, data=[pairs], threads=1, **BRIEF).version
+    brief = {"max_steps": 1, "max_completion_length": 4}
+    pleased = registry.apply(
+        "reinforce", base, data=[prompts], others=[("reward", judge)], threads=1, method="online-dpo", **brief
+    ).version
+    planned = registry.replay_plan(pleased, from_base=True)
+
+    assert {"reward", "reinforce"} == {step.transform for step in planned.steps}
+    assert {base.digest, other.digest} == {version.digest for version in planned.given}
+    assert ["bytes", "bytes"] == [step.verdict for step in registry.replay(pleased, from_base=True).steps]
+    reached = registry.recall("pairs", message="consent was withdrawn", dry_run=True).versions
+    assert [judge.digest, pleased.digest] == [one.row["digest"] for one in reached]
+
+
 def test_what_answers_otherwise_is_measured_beside_what_was_recorded(registry: Registry, stock: Stock, tmp_path: Path):
     amount = tmp_path / "amount"
     amount.write_text("0.125")
