@@ -22,7 +22,6 @@ from mreg.registry.store.holding import shared
 from mreg.registry.versions import Version
 
 if TYPE_CHECKING:
-    from mreg.registry.digests import Digest
     from mreg.registry.log.events import Content, VersionImported
     from mreg.registry.log.reading import Reader
     from mreg.registry.registry import Registry
@@ -110,11 +109,6 @@ def import_model(
     if ref is not None:
         move_ref(registry, ref, version, reason="import", message=message)
     return Imported(version, is_new, batch.bytes_added, recorded.seq if recorded else None, listing.left_out)
-
-
-def is_there(registry: Registry, digest: Digest) -> bool:
-    """Whether a version with this digest exists."""
-    return registry.log.ask(lambda r: r.one("SELECT 1 FROM version WHERE digest = ?", [digest])) is not None
 
 
 def take_in(

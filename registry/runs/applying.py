@@ -18,7 +18,7 @@ from mreg.registry.log.events import Content, InputUsed, RunFailed, RunFinished,
 from mreg.registry.models import datasets
 from mreg.registry.models.checkout import check_out
 from mreg.registry.models.folder import FolderListing, IncompleteModel, NoModel, UnsafeModel, look
-from mreg.registry.models.importing import is_there, take_in
+from mreg.registry.models.importing import take_in
 from mreg.registry.models.safetensors_header import MalformedSafetensors
 from mreg.registry.references import move_ref
 from mreg.registry.revs import check_ref_name
@@ -277,7 +277,6 @@ def _run(
                 raise Interrupted(f"{name} was stopped", fix=fix) from error
             raise
         # Still inside the scratch folder: a reaper would take a started run without one for dead.
-        was_there = is_there(registry, content.digest)
         disproved = known[0] if known and known[0].weights != content.weights else None
         recorded = registry.log.append(
             RunFinished(
@@ -297,7 +296,7 @@ def _run(
     version = registry.log.ask(lambda reader: queries.version(reader, content.digest))
     return Applied(
         version=version,
-        is_new=not was_there,
+        is_new=version.seq == recorded.seq,
         parents=tuple(parent for _, parent in ready.inputs),
         transform=ready.transform.name,
         params=ready.params,

@@ -13,7 +13,7 @@ from mreg.registry.log import queries
 from mreg.registry.log.events import InputUsed, VersionRecorded
 from mreg.registry.models import datasets
 from mreg.registry.models.folder import Mark, look
-from mreg.registry.models.importing import is_there, take_in
+from mreg.registry.models.importing import take_in
 from mreg.registry.references import move_ref
 from mreg.registry.revs import check_ref_name
 from mreg.registry.runs.applying import Applied, reap
@@ -65,7 +65,6 @@ def record_version(
         guesses = NOTHING if ref else of_step(registry, Done(transform, params, {}, inputs), listing)
         with registry.store.batch() as batch:
             content = take_in(listing, batch, report, guesses)
-        was_there = is_there(registry, content.digest)
         recorded = registry.log.append(
             VersionRecorded(
                 content=content,
@@ -83,7 +82,7 @@ def record_version(
         move_ref(registry, ref, version, reason="record", message=message)
     return Applied(
         version=version,
-        is_new=not was_there,
+        is_new=version.seq == recorded.seq,
         parents=tuple(parent for _, parent in inputs),
         transform=transform,
         params=params,

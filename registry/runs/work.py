@@ -19,7 +19,6 @@ from mreg.registry.models import datasets
 from mreg.registry.models.checkout import check_out
 from mreg.registry.models.datasets import Dataset
 from mreg.registry.models.folder import Mark
-from mreg.registry.models.importing import is_there
 from mreg.registry.references import move_ref
 from mreg.registry.revs import check_ref_name
 from mreg.registry.runs import curves, surroundings
@@ -192,7 +191,6 @@ def record(
             record_failure(registry, run, error, time.monotonic() - began, environment)
             raise
         # Still inside the scratch folder: a reaper would take a started run without one for dead.
-        was_there = is_there(registry, kept.content.digest)
         base = inputs[0][1].base or inputs[0][1].digest
         recorded = registry.log.append(
             RunFinished(
@@ -211,7 +209,7 @@ def record(
         move_ref(registry, ref, version, reason="record", message=message)
     work.result = Applied(
         version=version,
-        is_new=not was_there,
+        is_new=version.seq == recorded.seq,
         parents=tuple(parent for _, parent in inputs),
         transform=transform,
         params=params,
