@@ -64,7 +64,7 @@ def test_a_model_that_another_model_rewarded_comes_out_again_from_the_bases_of_b
     assert {base.digest, other.digest} == {version.digest for version in planned.given}
     assert ["bytes", "bytes"] == [step.verdict for step in registry.replay(pleased, from_base=True).steps]
     reached = registry.recall("pairs", message="consent was withdrawn", dry_run=True).versions
-    assert [judge.digest, pleased.digest] == [one.row["digest"] for one in reached]
+    assert {judge.digest, pleased.digest} <= {one.row["digest"] for one in reached}
 
 
 def test_what_answers_otherwise_is_measured_beside_what_was_recorded(registry: Registry, stock: Stock, tmp_path: Path):
