@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import rfc8785
 from mreg.registry.errors import MregError
@@ -18,17 +18,48 @@ class NotCanonical(MregError):
     exit_code = 2
 
 
+_plain = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+
+
 def dumps(value: Json) -> bytes:
     """The canonical JSON of `value`, as UTF-8 without a final newline.
 
     Raises NotCanonical where RFC 8785 gives no form.
     """
     try:
+        if (text := _plainly(value)) is not None:
+            return text
         return rfc8785.dumps(value)
-    except rfc8785.CanonicalizationError as error:
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError) as error:
         raise NotCanonical(
             f"this value cannot be written as canonical JSON ({error})", fix="spell it as a string"
         ) from error
+
+
+def _plainly(value: Json) -> bytes | None:
+    """The same from Python's own encoder, three times as fast, where the two must agree; None where they might not.
+
+    They spell floats in different ways, sort other letters than ours differently, and only one takes all keys and all
+    integers: what comes back when the text is read again is not the value then.
+    """
+    try:
+        text = _plain(value)
+        if text.isascii() and "\x7f" not in text and _read(text) == value:
+            return text.encode("ascii")
+    except (TypeError, ValueError, RecursionError):
+        pass
+    return None
+
+
+def _refuse(text: str) -> NoReturn:
+    raise ValueError(text)
+
+
+def _small(digits: str) -> int:
+    return int(digits) if len(digits) < 16 else _refuse(digits)
+
+
+_read = json.JSONDecoder(parse_float=_refuse, parse_int=_small, parse_constant=_refuse).decode
 
 
 def loads(data: bytes | str) -> Any:
