@@ -1,30 +1,33 @@
-"""DuckDB through SQLModel, for writing: the event table and its projections, changed in one transaction.
+"""DuckDB for writing: the event table and its projections, changed in one transaction.
 
 The database is a cache of the journal: it may be behind or missing, which costs a refold, never data. Every method
 must be called with the registry's lock held; readers may hold the file for moments, which is waited for.
+
+The tables are SQLModel classes (`tables.py`), from which the file is made. An event is added in plain SQL, to the
+columns that the file has: SQLModel takes longer to import than an event takes.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mreg.registry import files
 from mreg.registry.log import folds
 from mreg.registry.log.journal import Head
 from mreg.registry.log.reading import SCHEMA, Busy, Reader, Stale, bound, check_end, end_of, is_busy
 from mreg.registry.log.recorded import Recorded
-from mreg.registry.log.tables import TABLES, EventRow
 from mreg.registry.signals import put_off
-from sqlalchemy import URL
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import StaticPool
-from sqlalchemy.schema import CreateTable
-from sqlmodel import Session, col, create_engine, select, text
+
+if TYPE_CHECKING:
+    import duckdb
+else:
+    from mreg.registry.log.reading import duckdb
 
 MAX_CHUNK = 2_000
 """Rows in one bulk insert."""
@@ -36,8 +39,6 @@ class Database:
     def __init__(self, path: Path, *, wait: float) -> None:
         self.path = path
         self.wait = wait
-        # It remembers compiled statements from one session to the next, and holds no connection in between.
-        self._engine = create_engine(URL.create("duckdb", database=str(path)), poolclass=StaticPool)
 
     @contextmanager
     def writing(self, at: Head) -> Iterator[Writing]:
@@ -45,8 +46,9 @@ class Database:
 
         Raises Stale when the database does not end at `at`, and Busy.
         """
-        with self._session() as session:
-            writing = Writing(session)
+        with self._connected() as connection:
+            connection.begin()
+            writing = Writing(connection)
             check_end(writing.reader, (at.seq, at.hash))
             yield writing
 
@@ -58,25 +60,30 @@ class Database:
             writing.commit()
 
     def end(self) -> tuple[int, str]:
-        """The `seq` and `hash` of the last event it holds. Raises Stale or DBAPIError when it cannot be read."""
-        with self._session() as session:
-            return end_of(_reader(session))
+        """The `seq` and `hash` of the last event it holds. Raises Stale or duckdb.Error when it cannot be read."""
+        with self._connected() as connection:
+            return end_of(Reader(connection))
 
     def rebuild(self, history: list[Recorded]) -> None:
         """Make the file anew from the whole history: built beside it, then renamed into its place."""
+        # Needed by nothing else, and long in coming.
+        from mreg.registry.log.tables import definitions
+
         fresh = self.path.with_name(f".{self.path.name}.new")
         for leftover in (fresh, _wal(fresh)):
             leftover.unlink(missing_ok=True)
         try:
-            with Database(fresh, wait=self.wait)._session() as session:
-                for row in TABLES.values():
-                    session.execute(CreateTable(row.__table__))  # type: ignore[attr-defined]  # set by SQLModel
-                session.execute(text(f"CREATE TABLE mreg_schema AS SELECT {SCHEMA} AS version"))
-                _put(session, "event", [_event_row(recorded) for recorded in history])
+            with Database(fresh, wait=self.wait)._connected() as connection:
+                connection.begin()
+                for definition in definitions():
+                    connection.execute(definition)
+                connection.execute(f"CREATE TABLE mreg_schema AS SELECT {SCHEMA} AS version")
+                columns = _columns(connection)
+                _put(connection, columns["event"], [_event_row(recorded) for recorded in history])
                 for table, rows in folds.fold(history).items():
-                    _put(session, table, list(rows.values()))
-                session.commit()
-                session.execute(text("CHECKPOINT"))
+                    _put(connection, columns[table], list(rows.values()))
+                connection.commit()
+                connection.execute("CHECKPOINT")
             _wal(self.path).unlink(missing_ok=True)
             fresh.replace(self.path)
         finally:
@@ -86,42 +93,40 @@ class Database:
 
     def events(self) -> list[Recorded]:
         """The events as the database holds them, in order; a second copy of the journal, not checked."""
-        with self._session() as session:
-            return _events(session)
+        with self._connected() as connection:
+            return _events(Reader(connection))
 
     def everything(self) -> tuple[list[Recorded], folds.Tables]:
         """The events and every projection as they are stored: what `fsck` compares with the journal and its fold."""
         stored = folds.Tables()
-        with self._session() as session:
+        with self._connected() as connection:
+            reader = Reader(connection)
             for table in folds.KEYS:
-                for row in session.exec(select(TABLES[table])):
-                    stored.apply(folds.Put(table, row.model_dump()))
-            return _events(session), stored
+                for row in reader.rows(f"SELECT * FROM {table}"):  # noqa: S608 our own names
+                    stored.apply(folds.Put(table, row))
+            return _events(reader), stored
 
     @contextmanager
-    def _session(self) -> Iterator[Session]:
-        """A session on the file, closed again at the end, which undoes what it did not commit.
+    def _connected(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection to the file, closed again at the end, which undoes what it did not commit.
 
         Ctrl-C is put off meanwhile: DuckDB would end whatever it is doing, closing included, and keep the file locked.
         Raises Busy after `wait` seconds.
         """
         with put_off() as signals:
+            connection = self._opened(signals)
             try:
-                with self._opened(signals) as session:
-                    yield session
+                yield connection
             finally:
-                self._engine.dispose()
+                connection.close()
 
-    def _opened(self, signals: Sequence[int]) -> Session:
+    def _opened(self, signals: Sequence[int]) -> duckdb.DuckDBPyConnection:
         deadline = time.monotonic() + self.wait
         while True:
-            session = Session(self._engine)
             try:
-                session.connection()
-                return session
-            except DBAPIError as error:
-                session.close()
-                if not is_busy(error.orig or error):
+                return duckdb.connect(str(self.path))
+            except duckdb.Error as error:
+                if not is_busy(error):
                     raise
                 if signals or time.monotonic() > deadline:
                     raise Busy(self.path, self.wait) from error
@@ -131,20 +136,29 @@ class Database:
 class Writing:
     """The database while it is open for writing, in one transaction. `reader` sees what the transaction sees."""
 
-    def __init__(self, session: Session) -> None:
-        self.reader = _reader(session)
-        self._session = session
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self.reader = Reader(connection)
+        self._connection = connection
+        self._columns: Mapping[str, Columns] | None = None
         self._last: Recorded | None = None
 
     def add(self, recorded: Recorded) -> None:
         """Fold one event into the transaction."""
-        _put(self._session, "event", [_event_row(recorded)])
+        self._put("event", _event_row(recorded))
         for change in folds.changes(recorded, self):
             if isinstance(change, folds.Put):
-                _put(self._session, change.table, [change.row])
+                self._put(change.table, change.row)
             else:
-                _run(self._session, f"DELETE FROM {change.table} WHERE {_is_key(change.table)}", change.key)  # noqa: S608
+                sql = f"DELETE FROM {change.table} WHERE {_is_key(change.table)}"  # noqa: S608 our own names
+                self._connection.execute(bound(sql, change.key))
         self._last = recorded
+
+    def _put(self, table: str, row: folds.Row) -> None:
+        if self._columns is None:
+            self._columns = _columns(self._connection)
+        if table not in self._columns:
+            raise Stale(f"registry.duckdb has no table {table}")
+        _put(self._connection, self._columns[table], [row])
 
     def get(self, table: str, key: folds.Key) -> folds.Row | None:
         """The row with this key: what the folds ask."""
@@ -163,20 +177,44 @@ class Writing:
 
     def commit(self) -> None:
         """Make what was added stay, and read the last event back. Raises Stale when it is not there."""
-        self._session.commit()
+        self._connection.commit()
         last = self._last
-        if last is not None and end_of(_reader(self._session)) != (last.seq, last.hash):
+        if last is not None and end_of(self.reader) != (last.seq, last.hash):
             raise Stale(f"registry.duckdb did not keep event {last.seq}")
 
 
-def _reader(session: Session) -> Reader:
-    connection: Any = session.connection().connection
-    return Reader(connection)
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """A table as the file has it: the types of its columns by name, its primary key, and what else is unique."""
+
+    table: str
+    types: Mapping[str, str]
+    key: Sequence[str]
+    unique: frozenset[str]
 
 
-def _events(session: Session) -> list[Recorded]:
-    rows = session.exec(select(EventRow).order_by(col(EventRow.seq)))
-    return [_recorded(row.model_dump()) for row in rows]
+def _columns(connection: duckdb.DuckDBPyConnection) -> dict[str, Columns]:
+    types: dict[str, dict[str, str]] = {}
+    of_columns = (
+        "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal ORDER BY column_index"
+    )
+    for table, column, kind in connection.execute(of_columns).fetchall():
+        types.setdefault(table, {})[column] = kind
+    of_constraints = "SELECT table_name, constraint_type, constraint_column_names FROM duckdb_constraints()"
+    constraints = connection.execute(of_constraints).fetchall()
+    return {
+        table: Columns(
+            table,
+            columns,
+            [name for of, kind, names in constraints if (of, kind) == (table, "PRIMARY KEY") for name in names],
+            frozenset(name for of, kind, names in constraints if (of, kind) == (table, "UNIQUE") for name in names),
+        )
+        for table, columns in types.items()
+    }
+
+
+def _events(reader: Reader) -> list[Recorded]:
+    return [_recorded(row) for row in reader.rows("SELECT * FROM event ORDER BY seq")]
 
 
 def _event_row(recorded: Recorded) -> folds.Row:
@@ -189,31 +227,25 @@ def _recorded(row: folds.Row) -> Recorded:
     return Recorded(**{("at" if name == "recorded_at" else name): value for name, value in row.items()})
 
 
-def _put(session: Session, table: str, rows: Sequence[folds.Row]) -> None:
+def _put(connection: duckdb.DuckDBPyConnection, columns: Columns, rows: Sequence[folds.Row]) -> None:
     """Insert rows, or replace those with their keys: one statement for many, with their JSON in it.
 
     DuckDB does that 40 times faster than row by row, and values that were bound to the statement would have it import
     pandas to look at them, which takes longer than all the rest of a command that writes.
     """
-    columns = TABLES[table].__table__.columns  # type: ignore[attr-defined]  # set by SQLModel
-    # The dialect's spelling: in plain SQL a float is called FLOAT, which DuckDB keeps in 32 bits.
-    dialect = session.get_bind().dialect
-    shape = json.dumps([{column.name: column.type.compile(dialect=dialect) for column in columns}])
-    names = ", ".join(column.name for column in columns)
-    values = ", ".join(f"r.{column.name}" for column in columns)
-    key = ", ".join(column.name for column in columns if column.primary_key)
-    changed = ", ".join(f"{c.name} = excluded.{c.name}" for c in columns if not c.primary_key and not c.unique)
+    shape = json.dumps([columns.types])
+    names = ", ".join(columns.types)
+    values = ", ".join(f"r.{name}" for name in columns.types)
+    key = ", ".join(columns.key)
+    others = [name for name in columns.types if name not in columns.key and name not in columns.unique]
+    changed = ", ".join(f"{name} = excluded.{name}" for name in others)
     source = "SELECT unnest(from_json(?, ?)) AS r"
     sql = (
-        f"INSERT INTO {table} ({names}) SELECT {values} FROM ({source}) "  # noqa: S608 our own names
+        f"INSERT INTO {columns.table} ({names}) SELECT {values} FROM ({source}) "  # noqa: S608 our own names
         f"ON CONFLICT ({key}) DO UPDATE SET {changed}"
     )
     for start in range(0, len(rows), MAX_CHUNK):
-        _run(session, sql, [json.dumps(rows[start : start + MAX_CHUNK]), shape])
-
-
-def _run(session: Session, sql: str, parameters: Sequence[Any]) -> None:
-    session.connection().exec_driver_sql(bound(sql, parameters))
+        connection.execute(bound(sql, [json.dumps(rows[start : start + MAX_CHUNK]), shape]))
 
 
 def _is_key(table: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mreg.registry import files
 from mreg.registry.errors import MregError
 from mreg.registry.log.journal import EMPTY, DamagedLog, Head, Journal
-from mreg.registry.log.reading import Busy, Reader, Stale, end_of, reading
+from mreg.registry.log.reading import UNUSABLE, Busy, Reader, Stale, end_of, interruptible, reading
 from mreg.registry.log.recorded import is_chained
 
 if TYPE_CHECKING:
@@ -58,13 +59,21 @@ class Log:
         self.wait = wait
         self.notify = notify
         self.path = root / "registry.duckdb"
+        self._looks = threading.local()
 
     def create(self) -> None:
         """Make an empty log on disk; nothing may be there yet."""
         self._journal().create()
         self._database.rebuild([])
 
-    def append(self, event: Event, *, id: str | None = None, expected: int | None = None) -> Recorded:
+    def append(
+        self,
+        event: Event,
+        *,
+        id: str | None = None,
+        expected: int | None = None,
+        then: Callable[[Reader], object] = lambda reader: None,
+    ) -> Recorded:
         """Record an event durably and fold it; return it in its place.
 
         `expected` is the seq of the last event that the writer's decision rests on: LogMoved is raised when another
@@ -76,11 +85,17 @@ class Log:
                 raise LogMoved(expected, found)
             return event
 
-        recorded = self._record(decision, id)
+        recorded = self._record(decision, id, then)
         assert recorded is not None
         if id is not None and not _says(recorded, event):
             raise IdTaken(f"the event id {id} is taken by event {recorded.seq}", fix="use a new id")
         return recorded
+
+    def append_and_ask(self, event: Event, question: Callable[[Reader], T]) -> tuple[Recorded, T]:
+        """Record an event as `append` does, and put a question to the projections right after it."""
+        answers: list[T] = []
+        recorded = self.append(event, then=lambda reader: answers.append(question(reader)))
+        return recorded, answers[0] if answers else self.ask(question)
 
     def decide(self, decision: Callable[[Reader], Event | None]) -> Recorded | None:
         """Record the event that `decision` makes of the projections, which nobody can change meanwhile.
@@ -92,15 +107,44 @@ class Log:
 
     def ask(self, question: Callable[[Reader], T]) -> T:
         """Put a question to the projections as of HEAD; heal them first, and ask again, if need be."""
+        if (look := self._look()) is not None:
+            try:
+                with interruptible():
+                    return question(look.reader(self._reading))
+            except Stale:
+                look.close()
         for attempt in range(3):
             try:
-                with reading(self.path, head=self._end, wait=self.wait, notify=self.notify) as reader:
+                with self._reading() as reader:
                     return question(reader)
             except Stale as stale:
                 if attempt == 2:
                     raise DamagedLog(f"registry.duckdb cannot be read ({_first_line(stale)})") from stale
                 self.heal(_first_line(stale) if attempt else "")
         raise AssertionError("unreachable")
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Have what this thread asks inside answered by a database opened once, which takes most of an answer's time.
+
+        Writers wait meanwhile, so it is for moments. What is recorded inside closes the database first.
+        """
+        if self._look() is not None:
+            yield
+            return
+        look = self._looks.look = _Look()
+        try:
+            yield
+        finally:
+            self._looks.look = None
+            look.close()
+
+    def _look(self) -> _Look | None:
+        """The one that this thread is in."""
+        return getattr(self._looks, "look", None)
+
+    def _reading(self) -> AbstractContextManager[Reader]:
+        return reading(self.path, head=self._end, wait=self.wait, notify=self.notify)
 
     def heal(self, why: str = "") -> None:
         """Make the database hold what the journal does; anew when `why` says what is wrong with it.
@@ -129,12 +173,14 @@ class Log:
     def _copied(self, read: Callable[[Database], T]) -> T | None:
         try:
             return read(self._database) if self.path.exists() else None
-        except _unusable():
+        except UNUSABLE:
             return None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the registry's lock. Raises Busy after `wait` seconds."""
+        if (look := self._look()) is not None:
+            look.close()
         # Imported here because reading takes no lock, and the import a third of the time that a reading command has.
         from filelock import FileLock, Timeout
 
@@ -152,7 +198,12 @@ class Log:
         finally:
             lock.release()
 
-    def _record(self, decision: Callable[[Reader], Event | None], id: str | None = None) -> Recorded | None:
+    def _record(
+        self,
+        decision: Callable[[Reader], Event | None],
+        id: str | None = None,
+        then: Callable[[Reader], object] = lambda reader: None,
+    ) -> Recorded | None:
         """Journal line, HEAD and database transaction, in this order; the event known by `id` if there is one.
 
         The transaction is made ready first, so that an event that cannot be folded never reaches the journal, and
@@ -184,8 +235,10 @@ class Log:
                         self._journal().append(recorded, head)
                         durable = recorded
                         writing.commit()
+                        with suppress(Stale):
+                            then(writing.reader)
                     return recorded
-                except _unusable() as error:
+                except UNUSABLE as error:
                     if durable is not None:
                         self.notify(f"registry.duckdb is behind ({_first_line(error)}); the journal has the event")
                         return durable
@@ -208,7 +261,7 @@ class Log:
                         self.notify(f"registry.duckdb was brought up from event {seq} to {len(history)} of the journal")
                     return
                 why = "it does not follow the journal"
-        except _unusable() as error:
+        except UNUSABLE as error:
             why = _first_line(error)
         self.notify(f"registry.duckdb is rebuilt from the journal: {why}")
         self._rebuild(history)
@@ -220,7 +273,7 @@ class Log:
             raise DamagedLog(f"the journal lacks event {lost}, of which registry.duckdb has a copy")
         try:
             self._database.rebuild(history)
-        except _unusable() as error:
+        except UNUSABLE as error:
             raise files.StorageFailed(
                 f"registry.duckdb cannot be written: {_first_line(error)}",
                 fix="free some space, or check the mode of that folder; every event is safe in the journal",
@@ -235,10 +288,29 @@ class Log:
 
     @cached_property
     def _database(self) -> Database:
-        # Imported here because reading needs neither SQLAlchemy nor SQLModel, which take half a second.
+        # Imported here because reading does not need it.
         from mreg.registry.log.database import Database
 
         return Database(self.path, wait=self.wait)
+
+
+class _Look:
+    """A database that is open for one thread to ask."""
+
+    def __init__(self) -> None:
+        self._opened = ExitStack()
+        self._reader: Reader | None = None
+
+    def reader(self, opened: Callable[[], AbstractContextManager[Reader]]) -> Reader:
+        """The reader, opened when it is first asked for. Raises as `reading` does."""
+        if self._reader is None:
+            self._reader = self._opened.enter_context(opened())
+        return self._reader
+
+    def close(self) -> None:
+        """Let writers in."""
+        self._reader = None
+        self._opened.close()
 
 
 def _says(recorded: Recorded, event: Event) -> bool:
@@ -250,14 +322,6 @@ def _says(recorded: Recorded, event: Event) -> bool:
     return recorded == again or event_of(recorded) == event_of(again)
 
 
-def _unusable() -> tuple[type[Exception], ...]:
-    """What says that the database cannot be used as it is; imported only when something is written."""
-    import duckdb
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return (Stale, SQLAlchemyError, duckdb.Error)
-
-
 def _first_line(error: Exception) -> str:
     """What a database error says, without the statement that it quotes."""
-    return (str(getattr(error, "orig", None) or error).splitlines() or [type(error).__name__])[0][:160]
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

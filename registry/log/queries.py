@@ -63,6 +63,12 @@ def versions(reader: Reader) -> list[Version]:
     return [Version.from_row(row) for row in reader.rows("SELECT * FROM version ORDER BY number")]
 
 
+def manifests_of_size(reader: Reader, size: int) -> dict[Digest, Digest]:
+    """The manifests of the versions whose files take this many bytes, by their weights."""
+    rows = reader.rows("SELECT weights, manifest FROM version WHERE bytes = ? ORDER BY number", [size])
+    return {row["weights"]: row["manifest"] for row in rows}
+
+
 def refs(reader: Reader) -> dict[str, Version]:
     """Where each name points now."""
     rows = reader.rows("SELECT r.name, v.* FROM ref r JOIN version v USING (digest) ORDER BY r.name")

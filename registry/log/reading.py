@@ -109,6 +109,9 @@ _DAMAGE = (
     duckdb.CatalogException,
     duckdb.InvalidInputException,
 )
+UNUSABLE = (Stale, duckdb.Error)
+"""What says that the database cannot be used as it is."""
+
 _EMPTY = (0, "0" * 64)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from duckdb_sqlalchemy import Dialect
 from sqlalchemy import JSON, BigInteger, Column
+from sqlalchemy.schema import CreateTable
 from sqlmodel import Field, SQLModel
 
 
@@ -309,3 +311,10 @@ TABLES: dict[str, type[SQLModel]] = {
         EvictionRow,
     )
 }
+
+
+def definitions() -> list[str]:
+    """The statements that make the tables, in DuckDB's SQL."""
+    # In plain SQL a float is called FLOAT, which DuckDB keeps in 32 bits; its dialect knows.
+    dialect = Dialect()
+    return [str(CreateTable(row.__table__).compile(dialect=dialect)) for row in TABLES.values()]  # type: ignore[attr-defined]  # set by SQLModel

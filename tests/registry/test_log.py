@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from mreg.registry import Registry
 from mreg.registry.canonical import NotCanonical
 from mreg.registry.config import BadPlace
 from mreg.registry.files import StorageFailed
-from mreg.registry.log import queries
+from mreg.registry.log import log, queries
+from mreg.registry.log.database import Database
 from mreg.registry.log.events import Event, UnreadableEvent
 from mreg.registry.log.journal import Journal
 from mreg.registry.log.log import IdTaken, LogMoved
@@ -131,6 +134,67 @@ def test_a_lock_that_is_let_go_in_time_is_taken(registry: Registry):
 def test_reading_needs_no_lock(registry: Registry):
     with FileLock(registry.root / "lock"):
         assert [] == registry.versions()
+
+
+def test_a_look_opens_the_database_once_and_sees_what_is_recorded_meanwhile(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+):
+    opened = []
+    real = log.reading
+    monkeypatch.setattr(log, "reading", lambda *args, **kwargs: (opened.append(1), real(*args, **kwargs))[1])
+
+    with registry.log.looking():
+        before = [len(registry.versions()) for _ in range(3)]
+        with registry.log.looking():
+            registry.log.append(imported(1))
+        after = [len(registry.versions()) for _ in range(3)]
+
+    assert ([0] * 3, [1] * 3) == (before, after)
+    assert 2 == len(opened), "once before the append and once after it"
+    assert 1 == len(registry.versions())
+
+
+def test_a_look_lets_others_write_when_it_is_over_and_makes_them_wait_before(registry: Registry):
+    other = Registry.open(registry.root.parent, wait=0)
+
+    with registry.log.looking():
+        registry.versions()
+        with pytest.raises(Busy):
+            in_a_process(registry.root.parent)
+    in_a_process(registry.root.parent)
+
+    assert [1, 2] == seqs(other)
+
+
+def in_a_process(place: Path) -> None:
+    """Append an event in a process of its own; raise Busy if it could not."""
+    code = (
+        "import sys; from mreg.registry import Registry; from tests.histories import imported; "
+        "from mreg.registry.log.reading import Busy\n"
+        "try: Registry.open(sys.argv[1], wait=0).log.append(imported(1))\n"
+        "except Busy: sys.exit(8)"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(place)], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}
+    )
+    if done.returncode == 8:
+        raise Busy(place, 0)
+    assert 0 == done.returncode
+
+
+def test_a_look_heals_what_it_finds_stale(registry: Registry):
+    registry.log.append(imported(1))
+    Database(registry.log.path, wait=0).rebuild(list(Journal(registry.root).read())[:1])
+
+    with registry.log.looking():
+        assert [1] == [version.number for version in registry.versions()]
+
+
+def test_what_is_asked_with_an_append_is_answered_as_of_it(registry: Registry):
+    recorded, found = registry.log.append_and_ask(imported(1), queries.versions)
+
+    assert (2, [digest(1)]) == (recorded.seq, [version.digest for version in found])
 
 
 def test_threads_of_one_process_may_append_and_read_at_once(registry: Registry):
