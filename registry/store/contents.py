@@ -46,13 +46,12 @@ class RawContent:
     def __init__(self, envelope: Envelope, fd: int, start: int) -> None:
         self.envelope = envelope
         self._span = Span(fd, start, envelope.size)
-        self._buffers = [bytearray(min(CHUNK, envelope.size)) for _ in range(2)]
+        self._memory = _Memory(envelope)
 
     def chunk(self, number: int) -> Buffer:
         """See `Content`."""
         start, stop = bounds(self.envelope.size, number)
-        self._buffers.reverse()
-        view = memoryview(self._buffers[0])[: stop - start]
+        view = self._memory.next()[: stop - start]
         self._span.read_into(view, start)
         return view
 
@@ -68,14 +67,17 @@ class SoloContent:
         self.envelope = envelope
         self._fd = fd
         self._frames = Frames(fd, start, envelope.size)
+        self._memory = _Memory(envelope)
 
     def chunk(self, number: int) -> Buffer:
         """See `Content`."""
+        import numpy as np
         from mreg.registry.store import planes
 
         start, stop = bounds(self.envelope.size, number)
+        into = np.frombuffer(self._memory.next(), np.uint8)
         try:
-            return planes.decode(self._frames.read(number), stop - start, self.envelope.dtype or "U8")
+            return planes.decode(self._frames.read(number), stop - start, self.envelope.dtype or "U8", into)
         except planes.BadFrame as error:
             raise BadContent(f"has a frame that cannot be decoded ({error})") from error
 
@@ -92,13 +94,17 @@ class ResidualContent:
         self._fd = fd
         self._frames = Frames(fd, start, envelope.size)
         self._predicted = predicted
+        self._memory = _Memory(envelope)
 
     def chunk(self, number: int) -> Buffer:
         """See `Content`."""
+        import numpy as np
         from mreg.registry.store import deltas
 
+        predicted = self._predicted.chunk(number)
+        into = np.frombuffer(self._memory.next(), np.uint8)
         try:
-            return deltas.decode(self._frames.read(number), self._predicted.chunk(number), self.envelope.dtype)
+            return deltas.decode(self._frames.read(number), predicted, self.envelope.dtype, into)
         except deltas.BadFrame as error:
             raise BadContent(f"has a frame that cannot be decoded ({error})") from error
 
@@ -106,6 +112,19 @@ class ResidualContent:
         """See `Content`."""
         os.close(self._fd)
         self._predicted.close()
+
+
+class _Memory:
+    """Room for two chunks of a content, used in turns: to have it anew takes a good part of the time of decoding."""
+
+    def __init__(self, envelope: Envelope) -> None:
+        self._size = min(CHUNK, envelope.size)
+        self._buffers: list[bytearray] = []
+
+    def next(self) -> memoryview:
+        """The buffer that was given longer ago."""
+        self._buffers.insert(0, self._buffers.pop() if len(self._buffers) == 2 else bytearray(self._size))
+        return memoryview(self._buffers[0])
 
 
 class Predicted:

@@ -9,16 +9,15 @@ Numbers that were set to zero, as pruning does, are no differences but one bit e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-
 import numpy as np
 from mreg.registry.digests import Buffer
-from mreg.registry.models.weights import same_bytes
-from mreg.registry.store import planes
+from mreg.registry.store import kernels, planes
+from mreg.registry.store.kernels import Plane
 from mreg.registry.store.layouts import Layout, Unsigned, layout_of
-from mreg.registry.store.ordering import Array, Order, order_of, sort, unsort
+from mreg.registry.store.ordering import Array, Order, order_of
 from mreg.registry.store.packing import BadFrame as BadFrame
-from mreg.registry.store.packing import Plane, Reader, Writer, scratch
+from mreg.registry.store.packing import Reader, Writer
+from mreg.registry.store.scratch import scratch
 from mreg.registry.store.stretches import Flags, read_flags, read_stretches, stretches, write_stretch
 
 _SOLO, _DELTA = range(2)
@@ -26,13 +25,11 @@ _ORDERED, _ZERO, _SIGNED_ZERO = 1, 2, 4
 """Bits of the second byte: the order is that of exponents; some became +0; some became a zero and kept their sign."""
 _FLAGS = (0, _ORDERED, _ZERO, _ORDERED | _ZERO, _SIGNED_ZERO, _ORDERED | _SIGNED_ZERO)
 
-_PIECE = 1 << 16
-"""Elements that are worked on at a time: that many and their indices fit into the cache."""
 _FEW = 1 / 128
 """Where fewer elements changed, sorting them all would not pay."""
 _MANY_ZEROS = 1 / 64
 """From this share of elements that became zero on, they are told apart."""
-_SAMPLED = 8
+_SAMPLED = 32
 """Of this many elements one is looked at, to see whether there are zeros at all."""
 _UNRELATED = 5 / 8
 """A delta of this share of the content might be larger than the content on its own."""
@@ -49,7 +46,8 @@ def encode(content: Buffer, predicted: Buffer, dtype: str) -> bytes:
 def encode_proved(content: Buffer, predicted: Buffer, dtype: str) -> bytes:
     """The same frame, after it gave the content back. Quicker than to do both: the order is found once."""
     frame, order = _encode(content, predicted, dtype)
-    assert same_bytes(_decode(frame, predicted, dtype, order), memoryview(content)), "a delta gave back other bytes"
+    proof = scratch("proof", len(content))
+    assert kernels.same(_decode(frame, predicted, dtype, proof, order), content), "a delta gave back other bytes"
     return frame
 
 
@@ -58,19 +56,20 @@ def _encode(content: Buffer, predicted: Buffer, dtype: str) -> tuple[bytes, Orde
     assert len(content) == len(predicted), f"{len(content)} bytes are no change of {len(predicted)}"
     layout = layout_of(dtype)
     elements, parents = layout.elements(content), layout.elements(predicted)
-    count, changed = len(elements), int(np.count_nonzero(elements != parents))
+    count = len(elements)
+    differences = scratch("differences", count, layout.unsigned)
+    changed = kernels.difference(elements, parents, differences)
     if not changed:
         return b"", None
+    columns: list[Array] = [differences]
     how = _zeros(elements, parents, layout) if changed >= _MANY_ZEROS * count else 0
-    pieces = _pieces(elements, parents, layout, how)
-    order = None
+    if how:
+        columns.append(_became_zero(elements, parents, layout, how))
+    order, ends = None, [count]
     if layout.mantissa is not None and changed >= _FEW * count:
         how |= _ORDERED
         order = _order(parents, layout)
-        columns, ends = sort(order, pieces), order.ends()
-    else:
-        columns = [np.concatenate(column) for column in zip(*pieces, strict=True)]
-        ends = [count]
+        columns, ends = order.sort(columns), order.ends()
     differences, zeros = columns[0], columns[1] if len(columns) > 1 else None
     writer = Writer()
     writer.byte(_DELTA)
@@ -90,19 +89,24 @@ def _encode(content: Buffer, predicted: Buffer, dtype: str) -> tuple[bytes, Orde
     return frame, order
 
 
-def decode(frame: Buffer, predicted: Buffer, dtype: str) -> memoryview:
-    """The content that was encoded. Raises BadFrame; allocates some times its size, whatever the frame says."""
-    return _decode(frame, predicted, dtype, None)
+def decode(frame: Buffer, predicted: Buffer, dtype: str, into: Plane | None = None) -> memoryview:
+    """The content that was encoded, written `into` memory of its size or longer, if it has to be anywhere.
+
+    Raises BadFrame; allocates some times its size, whatever the frame says.
+    """
+    return _decode(frame, predicted, dtype, into, None)
 
 
-def _decode(frame: Buffer, predicted: Buffer, dtype: str, order: Order | None) -> memoryview:
+def _decode(frame: Buffer, predicted: Buffer, dtype: str, into: Plane | None, order: Order | None) -> memoryview:
     """The content; `order` is that of the predicted exponents, where it is known."""
     if not frame:
-        return memoryview(bytes(predicted))
+        out = _room(into, len(predicted))
+        out[:] = np.frombuffer(predicted, np.uint8)
+        return out.data
     reader = Reader(frame)
     method = reader.byte()
     if method == _SOLO:
-        return planes.decode(reader.rest(), len(predicted), dtype)
+        return planes.decode(reader.rest(), len(predicted), dtype, into)
     if method != _DELTA:
         raise BadFrame(f"it is encoded in the unknown way {method}")
     layout = layout_of(dtype)
@@ -113,25 +117,26 @@ def _decode(frame: Buffer, predicted: Buffer, dtype: str, order: Order | None) -
     differences, zeros = _read(reader, how, len(parents), layout)
     reader.end()
     columns = [column for column in (differences, zeros) if column is not None]
-    pieces: Iterable[Sequence[Array]]
     if how & _ORDERED:
-        pieces = unsort(order or _order(parents, layout), columns)
+        columns = (order or _order(parents, layout)).unsort(columns)
+    out = _room(into, len(predicted)).view(layout.unsigned)
+    if differences is None:
+        out[:] = parents
     else:
-        pieces = ([column[piece] for column in columns] for piece in _slices(len(parents)))
-    out = np.empty(len(parents), layout.unsigned)
-    for piece, found in zip(_slices(len(parents)), pieces, strict=True):
-        if differences is None:
-            out[piece] = parents[piece]
-        else:
-            _add(found[0], parents[piece], out[piece])
-        if zeros is not None:
-            zero = parents[piece] & _sign_bit(layout) if how & _SIGNED_ZERO else 0
-            np.copyto(out[piece], zero, where=found[-1])
+        kernels.add(columns[0].view(layout.unsigned), parents, out)
+    if zeros is not None:
+        zero = parents & _sign_bit(layout) if how & _SIGNED_ZERO else 0
+        np.copyto(out, zero, where=columns[-1])
     return layout.content(out)
 
 
+def _room(into: Plane | None, size: int) -> Plane:
+    return np.empty(size, np.uint8) if into is None else into[:size]
+
+
 def _order(parents: Unsigned, layout: Layout) -> Order:
-    return order_of((_exponents(parents[piece], layout) for piece in _slices(len(parents))), len(parents))
+    assert layout.mantissa is not None, "integers have no exponent"
+    return order_of(parents, layout.mantissa, layout.key_mask)
 
 
 def _read(reader: Reader, how: int, count: int, layout: Layout) -> tuple[Unsigned | None, Flags | None]:
@@ -147,47 +152,6 @@ def _read(reader: Reader, how: int, count: int, layout: Layout) -> tuple[Unsigne
     differences[:] = 0
     differences[places] = kept
     return differences, zeros
-
-
-def _slices(count: int) -> Iterator[slice]:
-    return (slice(start, start + _PIECE) for start in range(0, count, _PIECE))
-
-
-def _pieces(elements: Unsigned, parents: Unsigned, layout: Layout, how: int) -> Iterator[list[Array]]:
-    """The differences in pieces, and with them, where zeros are told apart, which elements became zero."""
-    for piece in _slices(len(elements)):
-        element, parent = elements[piece], parents[piece]
-        columns: list[Array] = [_difference(element, parent, layout)]
-        if how:
-            columns.append(_became_zero(element, parent, layout, how))
-        yield columns
-
-
-def _difference(elements: Unsigned, parents: Unsigned, layout: Layout) -> Unsigned:
-    """By how much the bits differ as integers, 0, -1, 1, -2 … as 0, 1, 2, 3 …"""
-    out = elements - parents
-    sign = out.view(layout.signed) >> (layout.bits - 1)
-    out <<= 1
-    out ^= sign.view(layout.unsigned)
-    return out
-
-
-def _add(differences: Unsigned, parents: Unsigned, out: Unsigned) -> None:
-    """The inverse of `_difference`."""
-    np.bitwise_and(differences, 1, out=out)
-    np.negative(out, out=out)
-    out ^= differences >> 1
-    out += parents
-
-
-def _exponents(parents: Unsigned, layout: Layout) -> Plane:
-    """The exponent of each number; of the widest dtype, its lowest eight bits."""
-    assert layout.mantissa is not None, "integers have no exponent"
-    out = (parents >> layout.mantissa).astype(np.uint8)
-    bits = layout.bits - 1 - layout.mantissa
-    if bits < 8:
-        out &= np.uint8((1 << bits) - 1)
-    return out
 
 
 def _sign_bit(layout: Layout) -> Unsigned:

@@ -29,19 +29,25 @@ class Layout:
         return 8 * self.width
 
     @property
+    def key_mask(self) -> int:
+        """Of the bits above the mantissa, those that order elements: the exponent's, the lowest eight of the widest."""
+        assert self.mantissa is not None, "integers have no exponent"
+        return (1 << min(8, self.bits - 1 - self.mantissa)) - 1
+
+    @property
+    def rotates(self) -> bool:
+        """Whether the sign stands between the exponent and a byte of its own: in floats of several bytes."""
+        return self.mantissa is not None and self.width > 1
+
+    @property
     def unsigned(self) -> np.dtype[np.unsignedinteger[Any]]:
         """The unsigned integers that have the same bits."""
         return np.dtype(f"<u{self.width}")
 
-    @property
-    def signed(self) -> np.dtype[np.signedinteger[Any]]:
-        """The signed integers that have the same bits."""
-        return np.dtype(f"<i{self.width}")
-
     def elements(self, content: Buffer) -> Unsigned:
-        """The elements of a chunk as unsigned integers, without a copy. A chunk holds whole elements."""
+        """The elements of a chunk, which holds whole ones, as unsigned integers; copied only if it lies across them."""
         assert len(content) % self.width == 0, f"{len(content)} bytes are no whole elements of {self.width} bytes"
-        return np.frombuffer(content, self.unsigned)
+        return np.require(np.frombuffer(content, self.unsigned), requirements="A")
 
     def content(self, elements: Unsigned) -> memoryview:
         """The bytes of elements, without a copy."""

@@ -10,15 +10,12 @@ import threading
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import zstandard
 from mreg.registry.digests import Buffer
+from mreg.registry.store import kernels
+from mreg.registry.store.kernels import Plane
 from mreg.registry.store.layouts import Unsigned
-
-PIECE = 1 << 16
-"""Elements that are worked on at a time, so that what lies in between stays in the cache."""
-
-Plane = npt.NDArray[np.uint8]
+from mreg.registry.store.scratch import scratch
 
 _STORED, _FILLED, _ZSTD = range(3)
 _LEVEL = 1
@@ -49,18 +46,9 @@ class _Tools(threading.local):
         )
         self.numbers = zstandard.ZstdCompressor(compression_params=numbers)
         self.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG)
-        self._scratch: dict[str, Plane] = {}
-
-    def scratch(self, name: str, count: int, dtype: npt.DTypeLike = np.uint8) -> npt.NDArray[Any]:
-        """An array with anything in it, for the thread to use until it asks for this name again."""
-        size = count * np.dtype(dtype).itemsize
-        if name not in self._scratch or len(self._scratch[name]) < size:
-            self._scratch[name] = np.empty(size, np.uint8)
-        return self._scratch[name][:size].view(dtype)
 
 
 _tools = _Tools()
-scratch = _tools.scratch
 
 
 class Writer:
@@ -107,24 +95,17 @@ class Writer:
         self.byte(_STORED)
         self._parts.append(plane.tobytes())
 
-    def elements(self, elements: Unsigned) -> None:
-        """Elements of several bytes as that many planes, from the lowest byte to the highest."""
-        width = elements.itemsize
+    def elements(self, elements: Unsigned, *, rotate: bool = False) -> None:
+        """Elements of several bytes as that many planes, from the lowest byte to the highest; see `kernels.cut`."""
+        width, count = elements.itemsize, len(elements)
         if width == 1:
             self.plane(elements.view(np.uint8))
             return
-        count = len(elements)
         # Differences are mostly small: what is above them need not be cut out to be seen to be nothing.
-        used = max(1, -(-int(elements.max(initial=0)).bit_length() // 8))
-        planes = [scratch(f"plane {place}", count) for place in range(used)]
-        shifted = scratch("shifted", min(count, PIECE), elements.dtype)
-        for start in range(0, count, PIECE):
-            piece = elements[start : start + PIECE]
-            np.copyto(planes[0][start : start + PIECE], piece, casting="unsafe")
-            for place in range(1, used):
-                np.right_shift(piece, 8 * place, out=shifted[: len(piece)])
-                np.copyto(planes[place][start : start + PIECE], shifted[: len(piece)], casting="unsafe")
-        for plane in planes:
+        used = width if rotate else kernels.used_bytes(elements)
+        plane = scratch("plane", count)
+        for place in range(used):
+            kernels.cut(elements, place, plane, rotate=rotate)
             self.plane(plane)
         if count:
             self._parts.append(bytes([_FILLED, 0]) * (width - used))
@@ -146,7 +127,10 @@ class Reader:
 
     def byte(self) -> int:
         """One byte."""
-        return self._take(1)[0]
+        if self._at == len(self._frame):
+            raise BadFrame("it is cut short")
+        self._at += 1
+        return self._frame[self._at - 1]
 
     def rest(self) -> memoryview:
         """Everything that is left."""
@@ -179,17 +163,9 @@ class Reader:
             raise BadFrame(f"a plane is stored in the unknown way {kind}")
         return np.frombuffer(_decompressed(self._take(self.number(size)), size), np.uint8)
 
-    def elements(self, out: Unsigned) -> None:
+    def elements(self, out: Unsigned, *, rotate: bool = False) -> None:
         """Fill `out` with elements that `Writer.elements` packed."""
-        planes = [self.plane(len(out)) for _ in range(out.itemsize)]
-        while len(planes) > 1 and not planes[-1].any():
-            planes.pop()
-        for start in range(0, len(out), PIECE):
-            to = out[start : start + PIECE]
-            to[:] = planes[-1][start : start + PIECE]
-            for plane in reversed(planes[:-1]):
-                to <<= 8
-                to |= plane[start : start + PIECE]
+        kernels.join([self.plane(len(out)) for _ in range(out.itemsize)], out, rotate=rotate)
 
     def end(self) -> None:
         """Nothing may be left."""

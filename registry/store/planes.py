@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 from mreg.registry.digests import Buffer
-from mreg.registry.models.weights import same_bytes
-from mreg.registry.store.layouts import Layout, Unsigned, layout_of
-from mreg.registry.store.packing import PIECE, Reader, Writer, scratch
+from mreg.registry.store import kernels
+from mreg.registry.store.kernels import Plane
+from mreg.registry.store.layouts import layout_of
 from mreg.registry.store.packing import BadFrame as BadFrame
+from mreg.registry.store.packing import Reader, Writer
+from mreg.registry.store.scratch import scratch
 
 _STORED, _PLANES = range(2)
 
@@ -22,7 +24,7 @@ def encode(content: Buffer, dtype: str) -> bytes:
     layout = layout_of(dtype)
     writer = Writer(may_repeat=True)
     writer.byte(_PLANES)
-    writer.elements(_rotated(layout.elements(content), layout))
+    writer.elements(layout.elements(content), rotate=layout.rotates)
     frame = writer.frame()
     return frame if len(frame) <= len(content) else b"".join((bytes([_STORED]), content))
 
@@ -30,12 +32,16 @@ def encode(content: Buffer, dtype: str) -> bytes:
 def encode_proved(content: Buffer, dtype: str) -> bytes:
     """The same frame, after it gave the content back."""
     frame = encode(content, dtype)
-    assert same_bytes(decode(frame, len(content), dtype), memoryview(content)), "planes gave back other bytes"
+    proof = scratch("proof", len(content))
+    assert kernels.same(decode(frame, len(content), dtype, proof), content), "planes gave back other bytes"
     return frame
 
 
-def decode(frame: Buffer, size: int, dtype: str) -> memoryview:
-    """The `size` bytes that were encoded. Raises BadFrame; allocates a few times `size`, whatever the frame says."""
+def decode(frame: Buffer, size: int, dtype: str, into: Plane | None = None) -> memoryview:
+    """The `size` bytes that were encoded, written `into` memory of that size or longer, if they have to be anywhere.
+
+    Raises BadFrame; allocates a few times `size`, whatever the frame says.
+    """
     layout = layout_of(dtype)
     assert size % layout.width == 0, f"{size} bytes are no whole elements of {layout.width} bytes"
     reader = Reader(frame)
@@ -47,31 +53,8 @@ def decode(frame: Buffer, size: int, dtype: str) -> memoryview:
         return content
     if method != _PLANES:
         raise BadFrame(f"it is encoded in the unknown way {method}")
-    elements = np.empty(size // layout.width, layout.unsigned)
-    reader.elements(elements)
+    out = np.empty(size, np.uint8) if into is None else into[:size]
+    elements = out.view(layout.unsigned)
+    reader.elements(elements, rotate=layout.rotates)
     reader.end()
-    return layout.content(_unrotated(elements, layout))
-
-
-def _rotated(elements: Unsigned, layout: Layout) -> Unsigned:
-    """Floats of several bytes with the sign behind the mantissa; others as they are."""
-    if layout.mantissa is None or layout.width == 1:
-        return elements
-    out = scratch("rotated", len(elements), layout.unsigned)
-    for start in range(0, len(elements), PIECE):
-        piece, to = elements[start : start + PIECE], out[start : start + PIECE]
-        np.left_shift(piece, 1, out=to)
-        to |= piece >> (layout.bits - 1)
-    return out
-
-
-def _unrotated(elements: Unsigned, layout: Layout) -> Unsigned:
-    """The inverse of `_rotated`; works in place."""
-    if layout.mantissa is None or layout.width == 1:
-        return elements
-    for start in range(0, len(elements), PIECE):
-        piece = elements[start : start + PIECE]
-        sign = piece << (layout.bits - 1)
-        piece >>= 1
-        piece |= sign
-    return elements
+    return layout.content(elements)

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from mreg.registry.store import kernels
 from mreg.registry.store.layouts import Unsigned
-from mreg.registry.store.packing import BadFrame, Plane, Reader, Writer
+from mreg.registry.store.packing import BadFrame, Reader, Writer
+from mreg.registry.store.scratch import scratch
 
 Flags = npt.NDArray[np.bool_]
 
@@ -23,7 +25,6 @@ _BITS_PAY = 1 / 24
 """From this share of changed elements on, a bit for each element takes less than distances."""
 _ALL_PAY = 0.6
 """From this share on, differences of zero take less than bits."""
-_LONGEST_GAP = 255
 
 
 def stretches(ends: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -48,18 +49,15 @@ def write_stretch(writer: Writer, differences: Unsigned) -> None:
     writer.number(count)
     if form == _ALL:
         writer.elements(differences)
-    elif form != _SAME:
-        flags = differences != 0
-        places = np.flatnonzero(flags)
-        if form == _BITMAP:
-            writer.plane(np.packbits(flags))
-        else:
-            gaps = _gaps(places)
-            writer.number(changed)
-            writer.number(len(gaps))
-            writer.plane(gaps)
-        values = differences.take(places)
-        values -= 1
+    elif form == _BITMAP:
+        bits, values = kernels.squeeze(differences)
+        writer.plane(bits)
+        writer.elements(values)
+    elif form == _GAPS:
+        gaps, values = kernels.gaps(differences, changed)
+        writer.number(changed)
+        writer.number(len(gaps))
+        writer.plane(gaps)
         writer.elements(values)
 
 
@@ -79,43 +77,22 @@ def _read_stretch(reader: Reader, form: int, out: Unsigned) -> None:
     if form == _ALL:
         reader.elements(out)
         return
-    out[:] = 0
     if form == _BITMAP:
-        places = np.flatnonzero(read_flags(reader, len(out)))
-    elif form == _GAPS:
-        places = _places(reader, len(out))
-    elif form == _SAME:
+        kernels.spread(reader.plane(-(-len(out) // 8)), reader.elements, out)
         return
-    else:
+    if form == _GAPS:
+        changed = reader.number(len(out))
+        gaps = reader.plane(reader.number(changed + len(out) // kernels.LONGEST_GAP))
+        values = scratch("values", changed, out.dtype)
+        reader.elements(values)
+        if not kernels.leap(gaps, values, out):
+            raise BadFrame("it changes elements that are not there")
+        return
+    if form != _SAME:
         raise BadFrame(f"a stretch is stored in the unknown way {form}")
-    values = np.empty(len(places), out.dtype)
-    reader.elements(values)
-    values += 1
-    out[places] = values
+    out[:] = 0
 
 
 def read_flags(reader: Reader, count: int) -> Flags:
     """A flag for each element, from a plane of bits."""
     return np.unpackbits(reader.plane(-(-count // 8)), count=count).view(np.bool_)
-
-
-def _gaps(places: npt.NDArray[np.intp]) -> Plane:
-    """How many elements lie between places, a byte each; 255 stands for as many and goes on."""
-    distances = np.diff(places, prepend=-1) - 1
-    longest = distances // _LONGEST_GAP
-    if not longest.any():
-        return distances.astype(np.uint8)
-    ends = np.cumsum(longest + 1) - 1
-    gaps = np.full(int(ends[-1]) + 1, _LONGEST_GAP, np.uint8)
-    gaps[ends] = distances % _LONGEST_GAP
-    return gaps
-
-
-def _places(reader: Reader, count: int) -> npt.NDArray[np.intp]:
-    changed = reader.number(count)
-    gaps = reader.plane(reader.number(changed + count // _LONGEST_GAP))
-    is_place = gaps != _LONGEST_GAP
-    places = np.compress(is_place, np.cumsum(gaps + is_place.astype(np.intp)) - 1)
-    if len(places) != changed or (changed and places[-1] >= count):
-        raise BadFrame("it changes elements that are not there")
-    return places

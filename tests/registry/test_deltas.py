@@ -14,9 +14,9 @@ from mreg.registry.store import deltas, planes
 from mreg.registry.store.deltas import BadFrame
 from mreg.registry.store.layouts import layout_of
 
-from tests.chunks import CHUNK, DTYPES, as_dtype, chunks, damaged, noise, pick, specials, trained
+from tests.chunks import CHUNK, DTYPES, as_dtype, changed, damaged, elements, noise, trained
+from tests.kernels import either_way as either_way
 
-SIZES = st.sampled_from([0, 1, 2, 3, 7, 24, 100, 1023, 4096, 70_001])
 FLOATS = ["BF16", "F16", "F32", "F64", "C64", "F8_E4M3", "F8_E5M2"]
 
 
@@ -28,33 +28,6 @@ def tuned(dtype: str, size: int, step: float) -> tuple[bytes, bytes]:
     """A chunk after a fine-tune that moved every weight by about `step`, and the one before."""
     before = numbers(size // layout_of(dtype).width)
     return as_dtype(before + numbers(len(before), 1, step), dtype), as_dtype(before, dtype)
-
-
-def elements(content: bytes, dtype: str) -> np.ndarray:
-    return np.frombuffer(content, layout_of(dtype).unsigned).copy()
-
-
-@st.composite
-def changed(draw: st.DrawFn, dtype: str) -> tuple[bytes, bytes]:
-    """A chunk and a predicted one: unrelated, equal, or differing in some elements by a little, by much or by zeros."""
-    predicted = draw(chunks(dtype, SIZES))
-    count = len(predicted) // layout_of(dtype).width
-    kind = draw(st.sampled_from(["unrelated", "equal", "steps", "edges", "zeros", "negative zeros", "signed zeros"]))
-    if kind == "unrelated":
-        return noise(len(predicted), 5), predicted
-    random = np.random.default_rng(draw(st.integers(0, 99)))
-    where = random.random(count) < draw(st.sampled_from([0.0, 0.001, 0.02, 0.1, 0.3, 0.8, 1.0]))
-    old = elements(predicted, dtype)
-    sign = np.array(1 << (layout_of(dtype).bits - 1), old.dtype)
-    new = {
-        "equal": old,
-        "steps": old + random.integers(-3, 4, count).astype(old.dtype),
-        "edges": elements(pick(specials(dtype), count, dtype, 1), dtype),
-        "zeros": np.zeros_like(old),
-        "negative zeros": np.full_like(old, sign),
-        "signed zeros": old & sign,
-    }[kind]
-    return np.where(where, new, old).tobytes(), predicted
 
 
 @given(st.sampled_from(DTYPES), st.data())

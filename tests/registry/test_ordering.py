@@ -1,27 +1,39 @@
-"""The order by keys is that of a stable sort of the whole, however it is cut into pieces, and can be undone."""
+"""The order by keys is that of a stable sort, can be undone, and is the same compiled and in numpy."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mreg.registry.store.ordering import order_of, sort, unsort
+from mreg.registry.store import ordering
+from mreg.registry.store.ordering import order_of
+
+from tests.kernels import either_way as either_way
+
+WIDTHS = [1, 2, 4, 8]
 
 
 @given(
-    st.lists(st.integers(0, 255) | st.sampled_from([3, 4, 5]), min_size=1, max_size=400),
-    st.integers(1, 200),
+    width=st.sampled_from(WIDTHS),
+    keys=st.lists(st.integers(0, 255) | st.sampled_from([3, 4, 5]), max_size=400),
+    shift=st.integers(0, 7),
+    mask=st.sampled_from([1, 15, 31, 255]),
+    piece=st.integers(1, 200),
 )
-def test_sorting_pieces_sorts_the_whole_and_can_be_undone(found: list[int], piece: int) -> None:
-    keys = np.array(found, np.uint8)
-    numbers, flags = np.arange(len(keys), dtype=np.uint32), keys % 2 == 1
-    cuts = [slice(start, start + piece) for start in range(0, len(keys), piece)]
+def test_sorting_is_stable_and_can_be_undone(width: int, keys: list[int], shift: int, mask: int, piece: int) -> None:
+    elements = (np.array(keys, np.uint64) << (8 * width - 8)).astype(f"<u{width}")
+    shift += 8 * width - 8
+    numbers, flags = np.arange(len(keys), dtype=np.uint64).astype(elements.dtype), np.arange(len(keys)) % 3 == 1
 
-    order = order_of((keys[cut] for cut in cuts), len(keys))
-    columns = [column.copy() for column in sort(order, ([numbers[cut], flags[cut]] for cut in cuts))]
-    back = list(unsort(order, columns))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ordering, "PIECE", piece)
+        order = order_of(elements, shift, mask)
+        columns = [column.copy() for column in order.sort([numbers, flags])]
+        back = [column.copy() for column in order.unsort(columns)]
 
-    whole = np.argsort(keys, kind="stable")
+    keys_there = elements >> np.uint64(shift).astype(elements.dtype) & np.array(mask, elements.dtype)
+    whole = np.argsort(keys_there, kind="stable")
     assert [numbers[whole].tolist(), flags[whole].tolist()] == [column.tolist() for column in columns]
-    assert [np.count_nonzero(keys <= key) for key in np.unique(keys)] == order.ends()
-    assert [numbers.tolist(), flags.tolist()] == [np.concatenate(column).tolist() for column in zip(*back, strict=True)]
+    assert [np.count_nonzero(keys_there <= key) for key in np.unique(keys_there)] == order.ends()
+    assert [numbers.tolist(), flags.tolist()] == [column.tolist() for column in back]

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mreg.registry.store.packing import BadFrame, Reader, Writer
 
+from tests.kernels import either_way as either_way
+
 MEGABYTE = 1 << 20
 BLOCK = 1 << 17
 

@@ -15,9 +15,8 @@ from mreg.registry.store import planes
 from mreg.registry.store.layouts import layout_of
 from mreg.registry.store.planes import BadFrame
 
-from tests.chunks import CHUNK, DTYPES, chunks, damaged, noise, trained
-
-SIZES = st.sampled_from([0, 1, 2, 3, 7, 24, 100, 1023, 4096, 70_001])
+from tests.chunks import CHUNK, DTYPES, SIZES, chunks, damaged, noise, trained
+from tests.kernels import either_way as either_way
 
 
 @given(st.sampled_from(DTYPES), st.data())

@@ -1,0 +1,580 @@
+/* The inner loops of the codecs of stored tensors. What each one means is said, and done in numpy, in kernels.py and
+   ordering.py; both give the same bytes.
+
+   Arrays come as buffers, and all that belong to one call must fit together, which is looked at before anything is
+   read. Nothing is allocated, and the GIL is let go of while a long loop runs. */
+
+#define Py_LIMITED_API 0x030b0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+#include <string.h>
+
+#if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "elements are little-endian; where the machine is not, numpy does the work"
+#endif
+
+typedef Py_ssize_t size;
+
+#define KEYS 256
+/* Parts of the elements that are put in order beside each other, so that none waits for what another just stored. */
+#define LANES 4
+#define WIDEST 8
+/* As many as a byte can count. */
+#define BLOCK 255
+/* This gap stands for as many elements and goes on. */
+#define LONGEST_GAP 255
+
+/* How the key of an element is cut out of it. */
+typedef struct {
+    int shift;
+    uint8_t mask;
+} Key;
+
+/* Where the next element of each key lies in the order, for each lane. */
+typedef size Places[LANES][KEYS];
+
+/* ---- loops, for elements of W bytes ---- */
+
+#define LOOPS(W, U)                                                                                                    \
+    static size difference##W(const U *restrict a, const U *restrict b, size n, U *restrict out)                       \
+    {                                                                                                                  \
+        size changed = 0;                                                                                              \
+        for (size start = 0; start < n; start += BLOCK) {                                                              \
+            size end = n - start < BLOCK ? n : start + BLOCK;                                                          \
+            U found = 0; /* Counted in the width of the elements, which is what makes the loop quick. */               \
+            for (size i = start; i < end; i++) {                                                                       \
+                U d = (U)(a[i] - b[i]);                                                                                \
+                out[i] = (U)((U)(d << 1) ^ (U)(0 - (U)(d >> (8 * W - 1))));                                            \
+                found = (U)(found + (d != 0));                                                                         \
+            }                                                                                                          \
+            changed += (size)found;                                                                                    \
+        }                                                                                                              \
+        return changed;                                                                                                \
+    }                                                                                                                  \
+    static void add##W(const U *restrict d, const U *restrict b, size n, U *restrict out)                              \
+    {                                                                                                                  \
+        for (size i = 0; i < n; i++)                                                                                   \
+            out[i] = (U)(b[i] + (U)((U)(d[i] >> 1) ^ (U)(0 - (U)(d[i] & 1))));                                         \
+    }                                                                                                                  \
+                                                                                                                       \
+    static void count##W(const U *of, size n, Key key, size *counts)                                                   \
+    {                                                                                                                  \
+        size step = n / LANES;                                                                                         \
+        for (int lane = 0; lane < LANES; lane++) {                                                                     \
+            size even[KEYS] = {0}, odd[KEYS] = {0};                                                                    \
+            size i = lane * step, end = lane == LANES - 1 ? n : i + step;                                              \
+            for (; i + 1 < end; i += 2) {                                                                              \
+                even[(uint8_t)(of[i] >> key.shift) & key.mask]++;                                                      \
+                odd[(uint8_t)(of[i + 1] >> key.shift) & key.mask]++;                                                   \
+            }                                                                                                          \
+            if (i < end)                                                                                               \
+                even[(uint8_t)(of[i] >> key.shift) & key.mask]++;                                                      \
+            for (int k = 0; k < KEYS; k++)                                                                             \
+                counts[lane * KEYS + k] = even[k] + odd[k];                                                            \
+        }                                                                                                              \
+    }                                                                                                                  \
+                                                                                                                       \
+    static size squeeze##W(const U *restrict d, size n, uint8_t *restrict bits, U *restrict values)                    \
+    {                                                                                                                  \
+        size found = 0, i = 0;                                                                                         \
+        for (; i + 8 <= n; i += 8) {                                                                                   \
+            unsigned byte = 0;                                                                                         \
+            for (int j = 0; j < 8; j++) {                                                                              \
+                unsigned is = d[i + j] != 0;                                                                           \
+                values[found] = (U)(d[i + j] - 1);                                                                     \
+                found += is;                                                                                           \
+                byte = byte << 1 | is;                                                                                 \
+            }                                                                                                          \
+            bits[i / 8] = (uint8_t)byte;                                                                               \
+        }                                                                                                              \
+        for (unsigned byte = 0, bit = 128; i < n; i++, bit /= 2) {                                                     \
+            unsigned is = d[i] != 0;                                                                                   \
+            values[found] = (U)(d[i] - 1);                                                                             \
+            found += is;                                                                                               \
+            bits[i / 8] = (uint8_t)(byte |= is ? bit : 0);                                                             \
+        }                                                                                                              \
+        return found;                                                                                                  \
+    }                                                                                                                  \
+    static void spread##W(const uint8_t *restrict bits, const U *restrict values, size n, U *restrict out)             \
+    {                                                                                                                  \
+        size at = 0, i = 0;                                                                                            \
+        for (; i + 8 <= n; i += 8) {                                                                                   \
+            unsigned byte = bits[i / 8];                                                                               \
+            for (int j = 0; j < 8; j++) {                                                                              \
+                U is = (U)(byte >> (7 - j) & 1);                                                                       \
+                out[i + j] = (U)((U)(values[at] + 1) & (U)(0 - is));                                                   \
+                at += is;                                                                                              \
+            }                                                                                                          \
+        }                                                                                                              \
+        for (; i < n; i++) {                                                                                           \
+            U is = (U)(bits[i / 8] >> (7 - i % 8) & 1);                                                                \
+            out[i] = (U)((U)(values[at] + 1) & (U)(0 - is));                                                           \
+            at += is;                                                                                                  \
+        }                                                                                                              \
+    }                                                                                                                  \
+    static size gaps##W(const U *restrict d, size n, uint8_t *restrict gaps, size room, U *restrict values, size most) \
+    {                                                                                                                  \
+        size found = 0, gap = 0, last = 0;                                                                             \
+        for (size i = 0; i < n; i++) {                                                                                 \
+            uint64_t some = 0;                                                                                         \
+            while (i + WIDEST / W <= n && (memcpy(&some, d + i, WIDEST), some == 0))                                   \
+                i += WIDEST / W;                                                                                       \
+            while (i < n && d[i] == 0)                                                                                 \
+                i++;                                                                                                   \
+            if (i == n)                                                                                                \
+                break;                                                                                                 \
+            for (; i - last >= LONGEST_GAP && gap < room; last += LONGEST_GAP)                                         \
+                gaps[gap++] = LONGEST_GAP;                                                                             \
+            if (gap == room || found == most)                                                                          \
+                return -1;                                                                                             \
+            gaps[gap++] = (uint8_t)(i - last);                                                                         \
+            values[found++] = (U)(d[i] - 1);                                                                           \
+            last = i + 1;                                                                                              \
+        }                                                                                                              \
+        return found == most ? gap : -1;                                                                               \
+    }                                                                                                                  \
+                                                                                                                       \
+    static int leap##W(const uint8_t *gaps, size count, const U *values, size most, size n, U *out)                    \
+    {                                                                                                                  \
+        size at = 0, used = 0;                                                                                         \
+        memset(out, 0, (size_t)n * W);                                                                                 \
+        for (size i = 0; i < count; i++) {                                                                             \
+            at += gaps[i];                                                                                             \
+            if (gaps[i] == LONGEST_GAP)                                                                                \
+                continue;                                                                                              \
+            if (at >= n || used == most)                                                                               \
+                return 0;                                                                                              \
+            out[at++] = (U)(values[used++] + 1);                                                                       \
+        }                                                                                                              \
+        return used == most;                                                                                           \
+    }                                                                                                                  \
+    static uint64_t any##W(const U *of, size n)                                                                        \
+    {                                                                                                                  \
+        U all = 0;                                                                                                     \
+        for (size i = 0; i < n; i++)                                                                                   \
+            all |= of[i];                                                                                              \
+        return all;                                                                                                    \
+    }                                                                                                                  \
+                                                                                                                       \
+    static void cut##W(const U *restrict of, size n, int rotate, int place, uint8_t *restrict plane)                   \
+    {                                                                                                                  \
+        if (rotate)                                                                                                    \
+            for (size i = 0; i < n; i++)                                                                               \
+                plane[i] = (uint8_t)((U)((U)(of[i] << 1) | (U)(of[i] >> (8 * W - 1))) >> (8 * place));                 \
+        else                                                                                                           \
+            for (size i = 0; i < n; i++)                                                                               \
+                plane[i] = (uint8_t)(of[i] >> (8 * place));                                                            \
+    }                                                                                                                  \
+                                                                                                                       \
+    static void join##W(uint8_t *const planes[], size n, int rotate, U *restrict out)                                  \
+    {                                                                                                                  \
+        for (size i = 0; i < n; i++) {                                                                                 \
+            U all = 0;                                                                                                 \
+            for (int place = 0; place < W; place++)                                                                    \
+                all |= (U)((U)planes[place][i] << (8 * place));                                                        \
+            out[i] = rotate ? (U)((U)(all >> 1) | (U)(all << (8 * W - 1))) : all;                                      \
+        }                                                                                                              \
+    }
+
+LOOPS(1, uint8_t)
+LOOPS(2, uint16_t)
+LOOPS(4, uint32_t)
+LOOPS(8, uint64_t)
+
+/* Elements of W bytes in the order of the keys of elements of V bytes, and back. */
+#define ORDER(V, P, W, U)                                                                                              \
+    static void sort##V##W(const P *of, size n, Key key, Places next, const U *restrict in, U *restrict out)           \
+    {                                                                                                                  \
+        size step = n / LANES, i = 0;                                                                                  \
+        for (; i < step; i++)                                                                                          \
+            for (int lane = 0; lane < LANES; lane++)                                                                   \
+                out[next[lane][(uint8_t)(of[lane * step + i] >> key.shift) & key.mask]++] = in[lane * step + i];       \
+        for (i = LANES * step; i < n; i++)                                                                             \
+            out[next[LANES - 1][(uint8_t)(of[i] >> key.shift) & key.mask]++] = in[i];                                  \
+    }                                                                                                                  \
+                                                                                                                       \
+    static void unsort##V##W(const P *of, size n, Key key, Places next, const U *restrict in, U *restrict out)         \
+    {                                                                                                                  \
+        size step = n / LANES, i = 0;                                                                                  \
+        for (; i < step; i++)                                                                                          \
+            for (int lane = 0; lane < LANES; lane++)                                                                   \
+                out[lane * step + i] = in[next[lane][(uint8_t)(of[lane * step + i] >> key.shift) & key.mask]++];       \
+        for (i = LANES * step; i < n; i++)                                                                             \
+            out[i] = in[next[LANES - 1][(uint8_t)(of[i] >> key.shift) & key.mask]++];                                  \
+    }
+
+ORDER(1, uint8_t, 1, uint8_t)
+ORDER(2, uint16_t, 1, uint8_t)
+ORDER(2, uint16_t, 2, uint16_t)
+ORDER(4, uint32_t, 1, uint8_t)
+ORDER(4, uint32_t, 4, uint32_t)
+ORDER(8, uint64_t, 1, uint8_t)
+ORDER(8, uint64_t, 8, uint64_t)
+
+#define EACH_WIDTH(width, call)                                                                                        \
+    switch (width) {                                                                                                   \
+    case 1: call(1, uint8_t) break;                                                                                    \
+    case 2: call(2, uint16_t) break;                                                                                   \
+    case 4: call(4, uint32_t) break;                                                                                   \
+    case 8: call(8, uint64_t) break;                                                                                   \
+    }
+
+/* ---- what Python calls ---- */
+
+/* To let go of the GIL and to wait for it again takes as long as going through some ten thousand bytes. */
+#define LONG_LOOP (1 << 15)
+#define BEGIN(bytes) PyThreadState *saved = (bytes) >= LONG_LOOP ? PyEval_SaveThread() : NULL;
+#define END                                                                                                            \
+    if (saved)                                                                                                         \
+        PyEval_RestoreThread(saved);
+
+static int is_width(int width) { return width == 1 || width == 2 || width == 4 || width == 8; }
+
+/* Whether a buffer holds whole elements of a width, and where they may lie. */
+static int holds(const Py_buffer *buffer, int width)
+{
+    return is_width(width) && buffer->len % width == 0 && (uintptr_t)buffer->buf % width == 0;
+}
+
+static PyObject *misfit(void)
+{
+    PyErr_SetString(PyExc_ValueError, "arrays that do not fit together");
+    return NULL;
+}
+
+static void release(Py_buffer *buffers, int count)
+{
+    for (int i = 0; i < count; i++)
+        PyBuffer_Release(&buffers[i]);
+}
+
+/* difference(width, elements, parents, out): returns how many elements differ. */
+static PyObject *difference(PyObject *self, PyObject *args)
+{
+    int width;
+    Py_buffer a[3];
+    if (!PyArg_ParseTuple(args, "iy*y*w*", &width, &a[0], &a[1], &a[2]))
+        return NULL;
+    size changed = 0;
+    int fits = holds(&a[0], width) && holds(&a[1], width) && holds(&a[2], width) && a[1].len == a[0].len &&
+               a[2].len == a[0].len;
+    if (fits) {
+        size n = a[0].len / width;
+        BEGIN(a[0].len)
+#define CALL_difference(W, U) changed = difference##W((const U *)a[0].buf, (const U *)a[1].buf, n, (U *)a[2].buf);
+        EACH_WIDTH(width, CALL_difference)
+        END
+    }
+    release(a, 3);
+    return fits ? PyLong_FromSsize_t(changed) : misfit();
+}
+
+/* add(width, differences, parents, out) */
+static PyObject *add(PyObject *self, PyObject *args)
+{
+    int width;
+    Py_buffer a[3];
+    if (!PyArg_ParseTuple(args, "iy*y*w*", &width, &a[0], &a[1], &a[2]))
+        return NULL;
+    int fits = holds(&a[0], width) && holds(&a[1], width) && holds(&a[2], width) && a[1].len == a[0].len &&
+               a[2].len == a[0].len;
+    if (fits) {
+        size n = a[0].len / width;
+        BEGIN(a[0].len)
+#define CALL_add(W, U) add##W((const U *)a[0].buf, (const U *)a[1].buf, n, (U *)a[2].buf);
+        EACH_WIDTH(width, CALL_add)
+        END
+    }
+    release(a, 3);
+    if (!fits)
+        return misfit();
+    Py_RETURN_NONE;
+}
+
+/* count(width, of, shift, mask, counts): how often each key is there in each lane, LANES * KEYS numbers. */
+static PyObject *count(PyObject *self, PyObject *args)
+{
+    int width;
+    Key key;
+    Py_buffer a[2];
+    if (!PyArg_ParseTuple(args, "iy*ibw*", &width, &a[0], &key.shift, &key.mask, &a[1]))
+        return NULL;
+    int fits = holds(&a[0], width) && holds(&a[1], sizeof(size)) && a[1].len == sizeof(Places) && key.shift >= 0 &&
+               key.shift < 8 * width;
+    if (fits) {
+        size n = a[0].len / width;
+        BEGIN(a[0].len)
+#define CALL_count(W, U) count##W((const U *)a[0].buf, n, key, (size *)a[1].buf);
+        EACH_WIDTH(width, CALL_count)
+        END
+    }
+    release(a, 2);
+    if (!fits)
+        return misfit();
+    Py_RETURN_NONE;
+}
+
+/* Where the elements of each key begin, from how many there are. False when that is not as many as there are. */
+static int begin(const size *counts, size n, Places next)
+{
+    size at = 0;
+    for (int k = 0; k < KEYS; k++)
+        for (int lane = 0; lane < LANES; lane++) {
+            size here = counts[lane * KEYS + k];
+            if (here < 0 || here > n - at)
+                return 0;
+            next[lane][k] = at;
+            at += here;
+        }
+    return at == n;
+}
+
+/* sort or unsort(width, of, shift, mask, counts, column_width, column, out): counts are those of the same elements. */
+static PyObject *ordered(PyObject *args, int back)
+{
+    int width, column_width;
+    Key key;
+    Py_buffer a[4];
+    if (!PyArg_ParseTuple(args, "iy*iby*iy*w*", &width, &a[0], &key.shift, &key.mask, &a[1], &column_width, &a[2], &a[3]))
+        return NULL;
+    int fits = holds(&a[0], width) && holds(&a[1], sizeof(size)) && holds(&a[2], column_width) &&
+               holds(&a[3], column_width) && a[1].len == sizeof(Places) && key.shift >= 0 && key.shift < 8 * width &&
+               (column_width == 1 || column_width == width) && a[2].len == a[0].len / width * column_width &&
+               a[3].len == a[2].len;
+    size n = fits ? a[0].len / width : 0;
+    Places next;
+    fits = fits && begin((const size *)a[1].buf, n, next);
+    if (fits) {
+        const void *of = a[0].buf, *in = a[2].buf;
+        void *out = a[3].buf;
+        BEGIN(a[0].len)
+#define CALL_ordered(V, W)                                                                                             \
+    back ? unsort##V##W(of, n, key, next, in, out) : sort##V##W(of, n, key, next, in, out);                            \
+    break;
+        switch (16 * width + column_width) {
+        case 0x11: CALL_ordered(1, 1)
+        case 0x21: CALL_ordered(2, 1)
+        case 0x22: CALL_ordered(2, 2)
+        case 0x41: CALL_ordered(4, 1)
+        case 0x44: CALL_ordered(4, 4)
+        case 0x81: CALL_ordered(8, 1)
+        case 0x88: CALL_ordered(8, 8)
+        }
+        END
+    }
+    release(a, 4);
+    if (!fits)
+        return misfit();
+    Py_RETURN_NONE;
+}
+
+static PyObject *sort(PyObject *self, PyObject *args) { return ordered(args, 0); }
+static PyObject *unsort(PyObject *self, PyObject *args) { return ordered(args, 1); }
+
+/* squeeze(width, differences, bits, values): returns how many values there are; values has room for one more. */
+static PyObject *squeeze(PyObject *self, PyObject *args)
+{
+    int width;
+    Py_buffer a[3];
+    if (!PyArg_ParseTuple(args, "iy*w*w*", &width, &a[0], &a[1], &a[2]))
+        return NULL;
+    size n = is_width(width) ? a[0].len / width : 0, found = 0;
+    int fits = holds(&a[0], width) && holds(&a[2], width) && a[1].len == (n + 7) / 8 && a[2].len >= (n + 1) * width;
+    if (fits) {
+        BEGIN(a[0].len)
+#define CALL_squeeze(W, U) found = squeeze##W((const U *)a[0].buf, n, (uint8_t *)a[1].buf, (U *)a[2].buf);
+        EACH_WIDTH(width, CALL_squeeze)
+        END
+    }
+    release(a, 3);
+    return fits ? PyLong_FromSsize_t(found) : misfit();
+}
+
+/* How many bits of the next eight bytes are set: added up in pairs, in fours, in bytes, and all together. */
+static size count_bits(const uint8_t *of)
+{
+    uint64_t bits;
+    memcpy(&bits, of, sizeof bits);
+    bits -= bits >> 1 & 0x5555555555555555u;
+    bits = (bits & 0x3333333333333333u) + (bits >> 2 & 0x3333333333333333u);
+    bits = (bits + (bits >> 4)) & 0x0f0f0f0f0f0f0f0fu;
+    return (size)(bits * 0x0101010101010101u >> 56);
+}
+
+/* spread(width, bits, values, out): values has room for one more than there are set bits. */
+static PyObject *spread(PyObject *self, PyObject *args)
+{
+    int width;
+    Py_buffer a[3];
+    if (!PyArg_ParseTuple(args, "iy*y*w*", &width, &a[0], &a[1], &a[2]))
+        return NULL;
+    size n = is_width(width) ? a[2].len / width : 0, set = 0;
+    int fits = holds(&a[1], width) && holds(&a[2], width) && a[0].len == (n + 7) / 8;
+    if (fits) {
+        const uint8_t *bits = a[0].buf;
+        BEGIN(a[2].len)
+        size i = 0;
+        for (; i + 64 <= n; i += 64)
+            set += count_bits(bits + i / 8);
+        for (; i < n; i++)
+            set += bits[i / 8] >> (7 - i % 8) & 1;
+        fits = a[1].len >= (set + 1) * width;
+#define CALL_spread(W, U) spread##W(bits, (const U *)a[1].buf, n, (U *)a[2].buf);
+        if (fits)
+            EACH_WIDTH(width, CALL_spread)
+        END
+    }
+    release(a, 3);
+    if (!fits)
+        return misfit();
+    Py_RETURN_NONE;
+}
+
+/* gaps(width, differences, gaps, values): returns how many gaps there are. As many values as differences are not zero,
+   and room for that many gaps and one for each LONGEST_GAP elements. */
+static PyObject *gaps(PyObject *self, PyObject *args)
+{
+    int width;
+    size found = -1;
+    Py_buffer a[3];
+    if (!PyArg_ParseTuple(args, "iy*w*w*", &width, &a[0], &a[1], &a[2]))
+        return NULL;
+    if (holds(&a[0], width) && holds(&a[2], width)) {
+        size n = a[0].len / width, most = a[2].len / width;
+        BEGIN(a[0].len)
+#define CALL_gaps(W, U) found = gaps##W((const U *)a[0].buf, n, (uint8_t *)a[1].buf, a[1].len, (U *)a[2].buf, most);
+        EACH_WIDTH(width, CALL_gaps)
+        END
+    }
+    release(a, 3);
+    return found >= 0 ? PyLong_FromSsize_t(found) : misfit();
+}
+
+/* leap(width, gaps, values, out): the inverse; False when the gaps lead out of the array or are not as many as values. */
+static PyObject *leap(PyObject *self, PyObject *args)
+{
+    int width, sound = 0;
+    Py_buffer a[3];
+    if (!PyArg_ParseTuple(args, "iy*y*w*", &width, &a[0], &a[1], &a[2]))
+        return NULL;
+    int fits = holds(&a[1], width) && holds(&a[2], width);
+    if (fits) {
+        size most = a[1].len / width, n = a[2].len / width;
+        BEGIN(a[0].len)
+#define CALL_leap(W, U) sound = leap##W((const uint8_t *)a[0].buf, a[0].len, (const U *)a[1].buf, most, n, (U *)a[2].buf);
+        EACH_WIDTH(width, CALL_leap)
+        END
+    }
+    release(a, 3);
+    return fits ? PyBool_FromLong(sound) : misfit();
+}
+
+/* set_bits(width, elements): all bits that are set in some element, as one number. */
+static PyObject *set_bits(PyObject *self, PyObject *args)
+{
+    int width;
+    uint64_t all = 0;
+    Py_buffer a[1];
+    if (!PyArg_ParseTuple(args, "iy*", &width, &a[0]))
+        return NULL;
+    int fits = holds(&a[0], width);
+    if (fits) {
+        size n = a[0].len / width;
+        BEGIN(a[0].len)
+#define CALL_any(W, U) all = any##W((const U *)a[0].buf, n);
+        EACH_WIDTH(width, CALL_any)
+        END
+    }
+    release(a, 1);
+    return fits ? PyLong_FromUnsignedLongLong(all) : misfit();
+}
+
+/* cut(width, elements, rotate, place, plane): byte number `place` of each element. */
+static PyObject *cut(PyObject *self, PyObject *args)
+{
+    int width, rotate, place;
+    Py_buffer a[2];
+    if (!PyArg_ParseTuple(args, "iy*piw*", &width, &a[0], &rotate, &place, &a[1]))
+        return NULL;
+    int fits = holds(&a[0], width) && a[1].len == a[0].len / width && place >= 0 && place < width;
+    if (fits) {
+        size n = a[1].len;
+        BEGIN(a[0].len)
+#define CALL_cut(W, U) cut##W((const U *)a[0].buf, n, rotate, place, (uint8_t *)a[1].buf);
+        EACH_WIDTH(width, CALL_cut)
+        END
+    }
+    release(a, 2);
+    if (!fits)
+        return misfit();
+    Py_RETURN_NONE;
+}
+
+/* join(width, planes, rotate, out): the inverse of `cut`, from a tuple of `width` planes. */
+static PyObject *join(PyObject *self, PyObject *args)
+{
+    int width, rotate, held = 0;
+    PyObject *tuple;
+    Py_buffer out, a[WIDEST];
+    if (!PyArg_ParseTuple(args, "iO!pw*", &width, &PyTuple_Type, &tuple, &rotate, &out))
+        return NULL;
+    int fits = holds(&out, width) && PyTuple_Size(tuple) == width;
+    for (; fits && held < width; held++) {
+        if (PyObject_GetBuffer(PyTuple_GetItem(tuple, held), &a[held], PyBUF_SIMPLE) < 0)
+            break;
+        fits = a[held].len == out.len / width;
+    }
+    if (fits && held == width) {
+        size n = out.len / width;
+        uint8_t *planes[WIDEST];
+        for (int place = 0; place < width; place++)
+            planes[place] = a[place].buf;
+        BEGIN(out.len)
+#define CALL_join(W, U) join##W(planes, n, rotate, (U *)out.buf);
+        EACH_WIDTH(width, CALL_join)
+        END
+    }
+    release(a, held);
+    PyBuffer_Release(&out);
+    if (PyErr_Occurred())
+        return NULL;
+    if (!fits)
+        return misfit();
+    Py_RETURN_NONE;
+}
+
+/* same(a, b): whether two buffers hold the same bytes. */
+static PyObject *same(PyObject *self, PyObject *args)
+{
+    Py_buffer a[2];
+    if (!PyArg_ParseTuple(args, "y*y*", &a[0], &a[1]))
+        return NULL;
+    int equal = a[0].len == a[1].len;
+    if (equal) {
+        BEGIN(a[0].len)
+        equal = memcmp(a[0].buf, a[1].buf, (size_t)a[0].len) == 0;
+        END
+    }
+    release(a, 2);
+    return PyBool_FromLong(equal);
+}
+
+static PyMethodDef methods[] = {
+    {"difference", difference, METH_VARARGS, NULL}, {"add", add, METH_VARARGS, NULL},
+    {"count", count, METH_VARARGS, NULL},           {"sort", sort, METH_VARARGS, NULL},
+    {"unsort", unsort, METH_VARARGS, NULL},         {"squeeze", squeeze, METH_VARARGS, NULL},
+    {"spread", spread, METH_VARARGS, NULL},         {"gaps", gaps, METH_VARARGS, NULL},
+    {"leap", leap, METH_VARARGS, NULL},             {"set_bits", set_bits, METH_VARARGS, NULL},
+    {"cut", cut, METH_VARARGS, NULL},               {"join", join, METH_VARARGS, NULL},
+    {"same", same, METH_VARARGS, NULL},             {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot slots[] = {{0, NULL}};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_kernels", "The inner loops of the codecs of stored tensors.", 0, methods, slots,
+    NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__kernels(void) { return PyModuleDef_Init(&module); }
