@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import NewType
 
@@ -10,6 +11,8 @@ from mreg.registry import canonical
 
 Digest = NewType("Digest", str)
 """64 lower-case hexadecimal digits."""
+
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 Buffer = bytes | bytearray | memoryview
 
@@ -63,4 +66,4 @@ def of_weights(tensors: Iterable[tuple[str, str, tuple[int, ...], Digest]]) -> D
 
 def is_digest(text: str) -> bool:
     """Whether `text` is spelled as a digest is."""
-    return len(text) == 64 and all(c in "0123456789abcdef" for c in text)
+    return _DIGEST.fullmatch(text) is not None

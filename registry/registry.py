@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,7 @@ class Registry:
         config.read(root)
         return cls(root, _log(root, **services), engine)
 
-    @property
+    @cached_property
     def store(self) -> ObjectStore:
         """The objects."""
         from mreg.registry.store.objects import ObjectStore
@@ -549,7 +550,7 @@ class Registry:
         from mreg.registry.models.checkout import check_out
 
         version = self.version(rev)
-        check_out(self.manifest(version), self.store, Path(folder), report, durable=False)
+        check_out(self.manifest(version), self.store, Path(folder), report)
         return version
 
     def diff(

@@ -154,9 +154,15 @@ def find(reader: Reader, what: str | Version) -> Target:
     raise UnknownRev(f"no version and no dataset is called {what!r}", fix=fix) from unknown
 
 
-def warn(registry: Registry, versions: Iterable[Version], used: Iterable[Dataset] = ()) -> None:
-    """Tell whoever makes something of versions and datasets which of them are recalled."""
-    found = registry.log.ask(recalls.reached)
+def warn(
+    registry: Registry,
+    versions: Iterable[Version],
+    used: Iterable[Dataset] = (),
+    *,
+    reached: Mapping[Digest, tuple[Recall, ...]] | None = None,
+) -> None:
+    """Tell whoever makes something of versions and datasets which of them are recalled; `reached` if that is known."""
+    found = registry.log.ask(recalls.reached) if reached is None else reached
     names = {version.digest: version.name for version in versions}
     for digest, name in (names | {dataset.digest: f"the dataset {dataset.name}" for dataset in used}).items():
         if digest in found:

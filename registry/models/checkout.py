@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mreg.registry import digests
 from mreg.registry.errors import MregError
-from mreg.registry.files import disk_errors, sync_directory
+from mreg.registry.files import disk_errors
 from mreg.registry.models.intake import Done, unheard
 from mreg.registry.models.manifest import FileEntry, Manifest
 from mreg.registry.plain import shown
@@ -21,6 +21,9 @@ from mreg.registry.store.objects import DamagedObject, ObjectStore
 from mreg.registry.store.spans import Span, write_all_at
 
 _WORKERS = min(8, os.cpu_count() or 1)
+
+_EXPECTED = 4 * _WORKERS
+"""Tensors that are read from the disk ahead of those that are being decoded."""
 
 
 class DestinationTaken(MregError):
@@ -34,14 +37,12 @@ def check_out(
     store: ObjectStore,
     destination: Path,
     report: Done = unheard,
-    *,
-    durable: bool = True,
 ) -> None:
     """Write a version's files into `destination`, which must not exist or be an empty folder.
 
     It appears whole or not at all: the files are written beside it, verified tensor by tensor and file by file, and
-    renamed into place. `durable=False` leaves out the syncs, for folders that do not outlive their job. Raises
-    DestinationTaken, MissingObject, DamagedObject or StorageFailed.
+    renamed into place. When they reach the disk is left to the system, as `cp` and `git checkout` do: the store has
+    what a power cut takes. Raises DestinationTaken, MissingObject, DamagedObject or StorageFailed.
     """
     if os.path.lexists(destination) and not _is_empty_folder(destination):
         raise DestinationTaken(f"{shown(str(destination))} is already there", fix="name a new or an empty folder")
@@ -50,20 +51,17 @@ def check_out(
         temporary = destination.with_name(f".{destination.name[:100]}.{secrets.token_hex(4)}.part")
         temporary.mkdir()
     try:
-        _write_files(manifest, store, temporary, report, durable)
+        _write_files(manifest, store, temporary, report)
         with disk_errors(destination):
             temporary.rename(destination)
-            if durable:
-                sync_directory(destination.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def _write_files(manifest: Manifest, store: ObjectStore, folder: Path, report: Done, durable: bool) -> None:
+def _write_files(manifest: Manifest, store: ObjectStore, folder: Path, report: Done) -> None:
     done, total = 0, manifest.size
     counting = threading.Lock()
-    folders = {folder}
     for file in manifest.files:
         path = folder / file.path
 
@@ -78,15 +76,8 @@ def _write_files(manifest: Manifest, store: ObjectStore, folder: Path, report: D
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             try:
                 _write_file(file, store, fd, path, progress)
-                if durable:
-                    os.fsync(fd)
             finally:
                 os.close(fd)
-        folders |= {folder / parent for parent in Path(file.path).parents}
-    if durable:
-        with disk_errors(folder):
-            for each in folders:
-                sync_directory(each)
 
 
 def _write_file(file: FileEntry, store: ObjectStore, fd: int, path: Path, progress: Callable[[int], None]) -> None:
@@ -96,23 +87,28 @@ def _write_file(file: FileEntry, store: ObjectStore, fd: int, path: Path, progre
     header = file.header.encode()
     head = len(header).to_bytes(8, "little") + header
     _writer(fd, 0, path, progress)(memoryview(head))
-    starts = accumulate((tensor.size for tensor in file.tensors), initial=len(head))
-    # Tensors are decoded beside each other, each to its own place.
+    starts = list(accumulate((tensor.size for tensor in file.tensors), initial=len(head)))[:-1]
+    whole = digests.file_hasher()
+    whole.update(head)
+    # Tensors are decoded beside each other, each to its own place; the file is hashed behind them, as it was written.
     with ThreadPoolExecutor(_WORKERS) as pool:
         try:
-            done = [
+            written = [
                 pool.submit(store.copy_to, tensor.digest, _writer(fd, start, path, progress))
-                for tensor, start in zip(file.tensors, starts, strict=False)
+                for tensor, start in zip(file.tensors, starts, strict=True)
             ]
-            for each in done:
-                each.result()
+            for tensor in file.tensors[:_EXPECTED]:
+                store.expect(tensor.digest)
+            for number, (each, start) in enumerate(zip(written, starts, strict=True)):
+                for tensor in file.tensors[number + _EXPECTED : number + _EXPECTED + 1]:
+                    store.expect(tensor.digest)
+                size = each.result()
+                with disk_errors(path):
+                    for chunk in Span(fd, start, size).chunks():
+                        whole.update(chunk)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    whole = digests.file_hasher(threads=_WORKERS)
-    with disk_errors(path):
-        for chunk in Span(fd, 0, file.size).chunks():
-            whole.update(chunk)
     if whole.hexdigest() != file.digest:
         raise DamagedObject(
             f"the parts of {file.path} are sound, but together they are not the file that was recorded",

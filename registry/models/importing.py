@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mreg.registry.digests import Digest
 from mreg.registry.errors import MregError, Refused
 from mreg.registry.log import queries
 from mreg.registry.models import hub
 from mreg.registry.models.folder import FolderListing, Mark, look
-from mreg.registry.models.intake import store_folder
+from mreg.registry.models.intake import Twin, store_folder
 from mreg.registry.models.manifest import Manifest
 from mreg.registry.references import move_ref
 from mreg.registry.revs import check_ref_name
@@ -112,10 +113,24 @@ def import_model(
 
 
 def take_in(
-    listing: FolderListing, batch: Batch | None, report: Callable[[int, int], None], guesses: Guesses = NOTHING
+    listing: FolderListing,
+    batch: Batch | None,
+    report: Callable[[int, int], None],
+    guesses: Guesses = NOTHING,
+    twin: Twin | None = None,
 ) -> Content:
-    """Store a listed model, or without a batch only hash it; return its content."""
-    return content_of(store_folder(listing, batch, report, guesses), config_of(listing))
+    """Store a listed model, or without a batch only hash it; return its content. See `store_folder`."""
+    return content_of(store_folder(listing, batch, report, guesses, twin), config_of(listing))
+
+
+def twin_of(registry: Registry, listing: FolderListing) -> Twin:
+    """What finds a version with given weights among those that take as many bytes as a listed model."""
+    known = registry.log.ask(lambda reader: queries.manifests_of_size(reader, listing.size))
+
+    def twin(weights: Digest) -> Manifest | None:
+        return Manifest.from_bytes(registry.store.read_bytes(known[weights])) if weights in known else None
+
+    return twin
 
 
 def content_of(manifest: Manifest, config: dict[str, Any]) -> Content:

@@ -6,9 +6,11 @@ Memory does not grow with the model: one chunk at a time goes to the hash of the
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 from blake3 import blake3
 from mreg.registry import digests
@@ -21,15 +23,24 @@ from mreg.registry.models.manifest import FileEntry, Manifest, TensorEntry
 from mreg.registry.models.safetensors_header import TensorSlot
 from mreg.registry.store.batch import Batch, SourceChanged
 from mreg.registry.store.candidates import NOTHING, Guesses
-from mreg.registry.store.spans import Span
+from mreg.registry.store.spans import Data, Held, Span
 
 _WORKERS = min(8, os.cpu_count() or 1)
+
+_HELD = 1 << 23
+"""A tensor of no more bytes is read once and held, by each worker, while it is hashed, encoded and written."""
+
+_AHEAD = 1 << 22
+"""Bytes read ahead of the hash of a whole file."""
 
 _SMALL_FILE = 1 << 16
 """A file of fewer bytes stays as it is: those are the ones that commands look into."""
 
 Done = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
+
+Twin = Callable[[Digest], Manifest | None]
+"""Called with a weights digest; gives the manifest of some model that is known to have these weights."""
 
 
 def unheard(_done: int, _total: int) -> None:
@@ -43,32 +54,62 @@ class ModelChanged(MregError):
 
 
 def store_folder(
-    listing: FolderListing, batch: Batch | None, report: Done = unheard, guesses: Guesses = NOTHING
+    listing: FolderListing,
+    batch: Batch | None,
+    report: Done = unheard,
+    guesses: Guesses = NOTHING,
+    twin: Twin | None = None,
 ) -> Manifest:
     """Read a model whole and return its manifest, which is stored too.
 
     Without a batch nothing is stored: that is how an output is judged without keeping it. `guesses` are what its
-    tensors may be stored against. Raises MalformedSafetensors, ModelChanged, or what the batch raises.
+    tensors may be stored against; `twin` spares hashing a file whose header and tensors are all known, as a rollback's.
+    Raises MalformedSafetensors, ModelChanged, or what the batch raises.
     """
-    manifest = Manifest(tuple(_Intake(listing, batch, report, guesses).files()))
+    manifest = Manifest(tuple(_Intake(listing, batch, report, guesses, twin).files()))
     if batch is not None:
         batch.put_bytes(manifest.to_bytes())
     return manifest
 
 
+_NOT_YET = Digest("")
+"""Of a file that need not be hashed if there is one with the same header and tensors."""
+
+
 class _Intake:
-    def __init__(self, listing: FolderListing, batch: Batch | None, report: Done, guesses: Guesses) -> None:
+    def __init__(
+        self, listing: FolderListing, batch: Batch | None, report: Done, guesses: Guesses, twin: Twin | None
+    ) -> None:
         self._listing = listing
         self._batch = batch
         self._report = report
         self._guesses = guesses
+        self._twin = twin if batch is not None else None
         self._total = listing.size
         self._done = 0
 
-    def files(self) -> Iterator[FileEntry]:
+    def files(self) -> list[FileEntry]:
+        """Every file, read once, those of tensors a second time to be hashed whole."""
+        found = []
         for file in self._listing.files:
             with _unchanged(file) as fd:
-                yield self._safetensors(file, fd) if file.path.endswith(".safetensors") else self._plain(file, fd)
+                found.append(
+                    self._safetensors(file, fd) if file.path.endswith(".safetensors") else self._plain(file, fd)
+                )
+        if not any(entry.digest is _NOT_YET for entry in found):
+            return found
+        known = self._like(Manifest(tuple(found)).weights_digest)
+        return [
+            replace(entry, digest=known.get((entry.header, entry.tensors)) or _hash_again(file))
+            if entry.digest is _NOT_YET
+            else entry
+            for file, entry in zip(self._listing.files, found, strict=True)
+        ]
+
+    def _like(self, weights: Digest) -> dict[tuple[str | None, tuple[TensorEntry, ...]], Digest]:
+        """The digests of files of tensors, by what they hold, in a known model with these weights."""
+        twin = self._twin(weights) if self._twin is not None else None
+        return {} if twin is None else {(file.header, file.tensors): file.digest for file in twin.files if file.header}
 
     def _plain(self, file: FoundFile, fd: int) -> FileEntry:
         content = Span(fd, 0, file.size)
@@ -86,20 +127,32 @@ class _Intake:
         self._progress(8 + length)
         tensors = []
         # The file is hashed beside its tensors, and one tensor beside another.
-        with ThreadPoolExecutor(_WORKERS) as pool:
+        with ThreadPoolExecutor(1) as beside, ThreadPoolExecutor(_WORKERS) as pool:
+
+            def begin() -> Future[Digest]:
+                return beside.submit(_hash_whole, Span(fd, 0, file.size))
+
+            whole = begin() if self._twin is None else None
             try:
-                whole = pool.submit(_hash, Span(fd, 0, file.size), digests.file_hasher())
                 for entry in pool.map(lambda slot: self._tensor(slot, fd, file.path), header.tensors):
                     tensors.append(entry)
                     self._progress(entry.size)
+                    if whole is None and self._is_new(entry.digest):
+                        whole = begin()
             except BaseException:
                 # Ctrl-C or a full disk: what has not begun need not be read any more.
                 pool.shutdown(cancel_futures=True)
                 raise
-        return FileEntry(file.path, file.size, whole.result(), header.text, tuple(tensors))
+            digest = _NOT_YET if whole is None else whole.result()
+        return FileEntry(file.path, file.size, digest, header.text, tuple(tensors))
+
+    def _is_new(self, digest: Digest) -> bool:
+        return self._batch is not None and self._batch.has_written(digest)
 
     def _tensor(self, slot: TensorSlot, fd: int, file: str) -> TensorEntry:
-        content = Span(fd, slot.start, slot.end - slot.start)
+        content: Data = Span(fd, slot.start, slot.end - slot.start)
+        if self._batch is not None and content.size <= _HELD:
+            content = Held(_read(fd, slot.start, slot.end))
         digest = _hash(content, digests.tensor_hasher(slot.dtype, slot.shape))
         if self._batch is not None:
             predictions = self._guesses.of(file, slot.name, slot.dtype, slot.shape)
@@ -111,7 +164,42 @@ class _Intake:
         self._report(self._done, self._total)
 
 
-def _hash(content: Span, hasher: blake3) -> Digest:
+def _hash_again(file: FoundFile) -> Digest:
+    """The digest of a file all of whose parts were read before."""
+    with _unchanged(file) as fd:
+        return _hash_whole(Span(fd, 0, file.size))
+
+
+def _hash_whole(content: Span) -> Digest:
+    """The digest of a file, hashed by all threads and read ahead meanwhile."""
+    hasher = digests.file_hasher(threads=_WORKERS)
+    starts = range(0, content.size, _AHEAD)
+    with ThreadPoolExecutor(1) as ahead:
+        buffers = [memoryview(bytearray(min(_AHEAD, content.size))) for _ in range(2)]
+        pieces = [buffers[number % 2][: content.size - start] for number, start in enumerate(starts)]
+        reads = [ahead.submit(content.read_into, pieces[number], start) for number, start in enumerate(starts[:1])]
+        for number, piece in enumerate(pieces):
+            reads[number].result()
+            if number + 1 < len(pieces):
+                reads.append(ahead.submit(content.read_into, pieces[number + 1], starts[number + 1]))
+            hasher.update(piece)
+    return Digest(hasher.hexdigest())
+
+
+_memory = threading.local()
+
+
+def _read(fd: int, start: int, stop: int) -> memoryview:
+    """Part of a file, in memory that the thread uses again for the next. Raises EOFError."""
+    held: bytearray = getattr(_memory, "held", bytearray())
+    if len(held) < stop - start:
+        held = _memory.held = bytearray(min(_HELD, 2 * (stop - start)))
+    view = memoryview(held)[: stop - start]
+    Span(fd, start, stop - start).read_into(view, 0)
+    return view
+
+
+def _hash(content: Data, hasher: blake3) -> Digest:
     for chunk in content.chunks():
         hasher.update(chunk)
     return Digest(hasher.hexdigest())

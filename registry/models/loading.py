@@ -38,7 +38,7 @@ def load(registry: Registry, version: Version, **options: Any) -> PreTrainedMode
             digest = version.base
             assert digest is not None, "an adapter version knows its base"
             base = registry.log.ask(lambda reader: queries.version(reader, digest))
-            check_out(registry.manifest(version), registry.store, folder / "adapter", durable=False)
+            check_out(registry.manifest(version), registry.store, folder / "adapter")
             options = _lay_out(registry, base, folder / "base", options)
             return registry.engine.load(folder / "base", folder / "adapter", **options)
         architecture = getattr(transformers, version.architecture, None)
@@ -65,7 +65,7 @@ def _lay_out(registry: Registry, version: Version, folder: Path, options: dict[s
         gguf = next((file.path for file in manifest.files if file.path.endswith(".gguf")), None)
         if gguf is not None and not any(manifest.tensors()):
             options = {"gguf_file": gguf, **options}
-    check_out(manifest, registry.store, folder, durable=False)
+    check_out(manifest, registry.store, folder)
     return options
 
 

@@ -197,7 +197,7 @@ def lay_out_job(
         path = (given or {}).get(version.digest)
         if path is None:
             path = folder / "inputs" / f"{place}-{role}"
-            check_out(registry.manifest(version), registry.store, path, durable=False)
+            check_out(registry.manifest(version), registry.store, path)
         inputs.append(JobInput(role=role, digest=version.digest, path=path, adapter=version.adapter))
     rows = []
     for place, dataset in enumerate(ready.datasets):

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mreg.registry.chains import recalls
 from mreg.registry.chains.recalling import warn
 from mreg.registry.errors import MregError
 from mreg.registry.log import queries
 from mreg.registry.log.events import InputUsed, VersionRecorded
 from mreg.registry.models import datasets
 from mreg.registry.models.folder import Mark, look
-from mreg.registry.models.importing import take_in
+from mreg.registry.models.importing import take_in, twin_of
 from mreg.registry.references import move_ref
 from mreg.registry.revs import check_ref_name
 from mreg.registry.runs.applying import Applied, reap
@@ -55,17 +56,20 @@ def record_version(
     check_name(transform)
     if ref is not None:
         check_ref_name(ref)
-    reap(registry)
-    inputs = resolved(registry, source, others)
+    with registry.log.looking():
+        reap(registry)
+        inputs = resolved(registry, source, others)
+        reached = registry.log.ask(recalls.reached)
+        listing = look(output, exclude=exclude, trust=trust)
+        twin = twin_of(registry, listing)
     used = tuple(datasets.find(registry, item) for item in data)
-    warn(registry, [version for _, version in inputs], used)
-    listing = look(output, exclude=exclude, trust=trust)
+    warn(registry, [version for _, version in inputs], used, reached=reached)
     with shared(registry):
         # A version that a name will point at is made to be read, not to be small.
         guesses = NOTHING if ref else of_step(registry, Done(transform, params, {}, inputs), listing)
         with registry.store.batch() as batch:
-            content = take_in(listing, batch, report, guesses)
-        recorded = registry.log.append(
+            content = take_in(listing, batch, report, guesses, twin)
+        recorded, version = registry.log.append_and_ask(
             VersionRecorded(
                 content=content,
                 transform=transform,
@@ -75,9 +79,9 @@ def record_version(
                 base=(inputs[0][1].base or inputs[0][1].digest) if content.adapter else None,
                 marks=listing.marks,
                 message=message,
-            )
+            ),
+            lambda reader: queries.version(reader, content.digest),
         )
-    version = registry.log.ask(lambda reader: queries.version(reader, content.digest))
     if ref is not None:
         move_ref(registry, ref, version, reason="record", message=message)
     return Applied(

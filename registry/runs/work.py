@@ -123,7 +123,7 @@ class Work:
         found = []
         for place, (role, version) in enumerate(self.inputs):
             path = self._folder / "inputs" / f"{place}-{role}"
-            check_out(self._registry.manifest(version), self._registry.store, path, durable=False)
+            check_out(self._registry.manifest(version), self._registry.store, path)
             found.append((role, path))
         return found
 

@@ -44,6 +44,9 @@ class Store(Protocol):
     def check(self, digest: Digest) -> str | None:
         """What is wrong with an object; None when it is there and as it was written."""
 
+    def wrote(self, digest: Digest, header: Envelope) -> None:
+        """Hear that an object is in its place."""
+
     def content(self, digest: Digest) -> Content:
         """An object, to be read. Raises MissingObject or DamagedObject."""
 
@@ -70,7 +73,7 @@ class Batch:
         self._lock = -1
         self._seen: set[Digest] = set()
         self._guard = threading.Lock()
-        self._written: list[Digest] = []
+        self._written: dict[Digest, Envelope] = {}
         self._pool = ThreadPoolExecutor(_SYNCING, thread_name_prefix="sync")
         self._syncs: deque[Future[None]] = deque()
 
@@ -126,8 +129,9 @@ class Batch:
         As it is, or `small`: in planes of its own or as what one of the `predictions` gets wrong, if that pays. With
         `again` it is written in any case, in the place of what is there.
 
-        A caller that knows the digest gives it and saves one reading; it is checked while the object is written, and
-        SourceChanged is raised when the bytes are other ones. EOFError comes through when `data` ends early.
+        A caller that knows the digest gives it and saves one reading; if `data` may change it is checked while the
+        object is written, and SourceChanged is raised when the bytes are other ones. EOFError comes through when `data`
+        ends early.
         """
         assert envelope.size == data.size, "an envelope says how large its content is"
         if digest is None:
@@ -157,15 +161,20 @@ class Batch:
                 self._write(chosen, data, digest, best)
         return digest
 
+    def has_written(self, digest: Digest) -> bool:
+        """Whether an object was not there, or not sound, and came in with this batch."""
+        return digest in self._written
+
     def _write(self, envelope: Envelope, data: Data, digest: Digest, predicted: Predicted | None) -> None:
         path = self._own_folder() / digest
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444)
         try:
-            hasher = envelope.hasher()
+            hasher = envelope.hasher() if data.may_change else None
 
             def hashed() -> Iterator[memoryview]:
                 for chunk in data.chunks():
-                    hasher.update(chunk)
+                    if hasher is not None:
+                        hasher.update(chunk)
                     yield chunk
 
             if envelope.encoding == "raw":
@@ -174,7 +183,7 @@ class Batch:
                     write_all(fd, chunk)
             else:
                 framed.write(fd, envelope.to_bytes(), _frames(envelope, hashed(), predicted))
-            if hasher.hexdigest() != digest:
+            if hasher is not None and hasher.hexdigest() != digest:
                 raise SourceChanged(f"expected {digest}")
             size = os.fstat(fd).st_size
         except BaseException:
@@ -184,7 +193,7 @@ class Batch:
         with self._guard:
             self.objects_added += 1
             self.bytes_added += size
-            self._written.append(digest)
+            self._written[digest] = envelope
             self._syncs.append(self._pool.submit(_sync, fd))
             late = self._syncs.popleft() if len(self._syncs) > _PENDING else None
         if late is not None:
@@ -203,7 +212,7 @@ class Batch:
         for sync in self._syncs:
             sync.result()
         made_folder = False
-        for digest in self._written:
+        for digest, envelope in self._written.items():
             shard = self._root / digest[:2]
             if not shard.is_dir():
                 shard.mkdir(exist_ok=True)
@@ -211,6 +220,7 @@ class Batch:
             if shard.is_symlink():
                 raise StorageFailed(f"{shard} is a link, and objects are not written through links", fix="remove it")
             (self._own_folder() / digest).rename(shard / digest[2:])
+            self._store.wrote(digest, envelope)
         # Objects found in place are synced too: whoever renamed them there may not have come to it yet.
         for shard in sorted({self._root / digest[:2] for digest in self._seen}):
             sync_directory(shard)

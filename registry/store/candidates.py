@@ -60,13 +60,10 @@ class Done:
 
 def of_step(registry: Registry, done: Done, output: TensorSource | FolderListing) -> Guesses:
     """Guesses for what a step left as `output`. Never fails: what cannot be predicted is said, and stored without."""
-    from mreg.registry.models.weight_sources import FolderTensors
-
     given = [(role, version, registry.manifest(version)) for role, version in done.inputs]
     like = [_named(manifest) for _, _, manifest in given][:_MODELS]
     try:
-        made = FolderTensors(output) if isinstance(output, FolderListing) else output
-        predicted = _predicted(registry, done, given, made)
+        predicted = _predicted(registry, done, given, output)
     except Exception as error:  # hours of work are not thrown away for a few bytes
         registry.log.notify(f"what {done.transform} gives could not be predicted, so it takes more room ({error})")
         predicted = {}
@@ -74,7 +71,10 @@ def of_step(registry: Registry, done: Done, output: TensorSource | FolderListing
 
 
 def _predicted(
-    registry: Registry, done: Done, inputs: Sequence[tuple[str, Version, Manifest]], output: TensorSource
+    registry: Registry,
+    done: Done,
+    inputs: Sequence[tuple[str, Version, Manifest]],
+    output: TensorSource | FolderListing,
 ) -> dict[str, list[Prediction]]:
     from mreg.registry.transform import UnknownTransform
 
@@ -103,9 +103,9 @@ def _made(
     done: Done,
     params: Mapping[str, Any],
     inputs: Sequence[tuple[str, Version, Manifest]],
-    output: TensorSource,
+    output: TensorSource | FolderListing,
 ) -> Made:
-    from mreg.registry.models.weight_sources import StoredTensors
+    from mreg.registry.models.weight_sources import FolderTensors, StoredTensors
     from mreg.registry.proof.claim import Made
 
     sources: dict[str, tuple[TensorSource, ...]] = {}
@@ -115,9 +115,8 @@ def _made(
         file = manifest.file("adapter_config.json")
         if version.adapter and file is not None:
             configs[role] = json.loads(registry.store.read_bytes(file.digest))
-    return Made(
-        done.transform, params, done.facts, sources, configs, output, config={}, is_adapter=False, seed=done.seed
-    )
+    made = FolderTensors(output) if isinstance(output, FolderListing) else output
+    return Made(done.transform, params, done.facts, sources, configs, made, config={}, is_adapter=False, seed=done.seed)
 
 
 def _named(manifest: Manifest) -> Mapping[str, TensorEntry]:

@@ -60,13 +60,35 @@ class StoredObject:
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
+_State = tuple[int, int, int, int, int]
+"""Device, inode, size, and when content and inode changed last, in ns: another one for each file that is written to."""
+
+_MOST_KNOWN = 1 << 16
+"""Objects that are remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What this process has seen of an object's file. `sound`: it was as it was written."""
+
+    state: _State
+    envelope: Envelope
+    sound: bool
+
+
 class ObjectStore:
-    """The objects under one folder."""
+    """The objects under one folder.
+
+    It remembers the headers of objects and which were found sound, for as long as their files are left alone; whoever
+    is told that one is damaged finds everything checked anew.
+    """
 
     def __init__(self, root: Path, explain: Callable[[Digest], MregError | None] = lambda digest: None) -> None:
         """`explain` may know why an object that somebody wants to read is not there."""
         self.root = root
         self._explain = explain
+        self._base = f"{root}/"
+        self._known: dict[Digest, _Known] = {}
 
     def path(self, digest: Digest) -> Path:
         """Where the object called `digest` lies, or would."""
@@ -96,7 +118,11 @@ class ObjectStore:
 
     def envelope(self, digest: Digest) -> Envelope:
         """What an object is and how it is stored. Raises MissingObject or DamagedObject."""
-        with self._opened(digest) as (header, _):
+        known = self._known.get(digest)
+        if known is not None and known.state == self._state(digest):
+            return known.envelope
+        with self._opened(digest) as (header, data):
+            self._remember(digest, header, os.fstat(data.fd), sound=False)
             return header
 
     def open(self, digest: Digest) -> StoredObject:
@@ -148,6 +174,23 @@ class ObjectStore:
         except MissingObject as error:
             raise self._damaged(of[0], f"it is a residual of {digest[:12]}, which is not in the store") from error
 
+    def expect(self, digest: Digest) -> None:
+        """Have the system begin to read an object, and all that it needs, before somebody waits for it.
+
+        What is wrong with it is told to whoever reads it.
+        """
+        try:
+            fd = self._open_file(digest)
+            try:
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(fd)
+            for each in self.envelope(digest).inputs:
+                self.expect(each)
+        except (MissingObject, DamagedObject, StorageFailed, RecursionError):
+            return
+
     def copy_to(self, digest: Digest, write: Callable[[memoryview], object]) -> int:
         """Hand the content to `write`, chunk by chunk, and return its size.
 
@@ -181,19 +224,43 @@ class ObjectStore:
             return error.message
 
     def _check(self, digest: Digest, of: tuple[Digest, ...]) -> str | None:
-        with self._opened(digest) as (header, data):
-            if header.encoding == "raw":
-                hasher = header.hasher()
-                for chunk in self._chunks(digest, data):
-                    hasher.update(chunk)
-                if hasher.hexdigest() != digest:
-                    raise self._damaged(digest, "its content does not hash to its name")
-            elif not framed.is_as_written(data.fd):
-                raise self._damaged(digest, "its checksum is another")
+        known = self._known.get(digest)
+        if known is not None and known.sound and known.state == self._state(digest):
+            header = known.envelope
+        else:
+            with self._opened(digest) as (header, data):
+                before = os.fstat(data.fd)
+                if header.encoding == "raw":
+                    hasher = header.hasher()
+                    for chunk in self._chunks(digest, data):
+                        hasher.update(chunk)
+                    if hasher.hexdigest() != digest:
+                        raise self._damaged(digest, "its content does not hash to its name")
+                elif not framed.is_as_written(data.fd):
+                    raise self._damaged(digest, "its checksum is another")
+                self._remember(digest, header, before, sound=True)
         for each in header.inputs:
             if each in of or (wrong := self._check(each, (digest, *of))) is not None:
                 return wrong if each not in of else f"object {digest[:12]} is a residual of itself"
         return None
+
+    def wrote(self, digest: Digest, header: Envelope) -> None:
+        """Remember an object that a batch has just put in its place: each frame of it was proved."""
+        self._remember(digest, header, os.lstat(self._name(digest)), sound=True)
+
+    def _remember(self, digest: Digest, header: Envelope, status: os.stat_result, *, sound: bool) -> None:
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        self._known[digest] = _Known(_state(status), header, sound)
+
+    def _state(self, digest: Digest) -> _State | None:
+        try:
+            return _state(os.lstat(self._name(digest)))
+        except OSError:
+            return None
+
+    def _name(self, digest: Digest) -> str:
+        return f"{self._base}{digest[:2]}/{digest[2:]}"
 
     def verify(self, digest: Digest) -> str | None:
         """What is wrong with an object, in one line; None when every bit of it is right and it decodes to its name."""
@@ -347,10 +414,15 @@ class ObjectStore:
         return header, start
 
     def _damaged(self, digest: Digest, problem: str) -> DamagedObject:
+        self._known.clear()
         return DamagedObject(
             f"object {digest[:12]} is damaged: {problem} ({self.path(digest)})",
             fix="import the model that it belongs to again, which replaces it, or `mreg restore` the version",
         )
+
+
+def _state(status: os.stat_result) -> _State:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _missing(digest: Digest) -> MissingObject:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from mreg.registry.digests import Buffer, Digest
 from mreg.registry.log import queries
@@ -217,6 +217,8 @@ class _Packer:
 
 class StoredData:
     """The content of a stored object, as `spans.Data`. To be closed; one thread at a time may read it."""
+
+    may_change: ClassVar[bool] = True
 
     def __init__(self, store: ObjectStore, digest: Digest) -> None:
         self._content: Content = store.content(digest)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from mreg.registry.digests import Buffer
 
@@ -19,6 +19,9 @@ CHUNK = 1 << 20
 
 class Data(Protocol):
     """Bytes that can be gone through more than once."""
+
+    may_change: ClassVar[bool]
+    """Whether they might be other bytes the next time, as those of a file might."""
 
     @property
     def size(self) -> int:
@@ -38,6 +41,7 @@ class Span:
     fd: int
     start: int
     size: int
+    may_change: ClassVar[bool] = True
 
     def chunks(self) -> Iterator[memoryview]:
         """The bytes in order. Raises EOFError when the file ends before the span does."""
@@ -69,7 +73,9 @@ class Span:
 
 
 class Held:
-    """Bytes already in memory."""
+    """Bytes already in memory, which stay as they are."""
+
+    may_change: ClassVar[bool] = False
 
     def __init__(self, data: Buffer) -> None:
         self._data = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")

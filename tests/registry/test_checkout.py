@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
+from mreg.registry.models import intake
 from mreg.registry.models.checkout import DestinationTaken, check_out
 from mreg.registry.models.folder import FolderListing, look
 from mreg.registry.models.intake import ModelChanged, store_folder
@@ -40,7 +41,7 @@ def test_any_model_comes_back_byte_for_byte(files: dict[str, bytes]):
     with tempfile.TemporaryDirectory() as folder:
         store = ObjectStore(Path(folder) / "objects")
         manifest = take_in(write_folder(Path(folder) / "in", files), store)
-        check_out(manifest, store, Path(folder) / "out", durable=False)
+        check_out(manifest, store, Path(folder) / "out")
 
         assert files == read_folder(Path(folder) / "out")
         assert manifest.objects() | {manifest.object_digest} == set(store.names())
@@ -77,6 +78,39 @@ def test_tensors_are_shared_whatever_file_holds_them(store: ObjectStore, model: 
 
     assert manifest.weights_digest == again.weights_digest
     assert 1 == batch.objects_added, "its manifest"
+
+
+def test_a_file_of_known_parts_is_not_hashed_again(store: ObjectStore, model: Path, monkeypatch: pytest.MonkeyPatch):
+    manifest = take_in(model, store)
+    asked: list[str] = []
+
+    def twin(weights: str) -> Manifest | None:
+        asked.append(weights)
+        return manifest
+
+    with store.batch() as batch:
+        monkeypatch.setattr(intake, "_hash_whole", lambda content: pytest.fail("it was hashed whole"))
+        again = store_folder(look(model), batch, twin=twin)
+
+    assert manifest == again
+    assert [manifest.weights_digest] == asked
+
+
+@pytest.mark.parametrize("what", ["another header", "other tensors", "no known model"])
+def test_a_file_is_hashed_where_it_is_not_the_known_one(store: ObjectStore, model: Path, tmp_path: Path, what: str):
+    manifest = take_in(model, store)
+    other = {
+        "another header": TINY.replace(b'"pt"', b'"tf"'),
+        "other tensors": TINY[:-1] + b"x",
+        "no known model": TINY,
+    }[what]
+    folder = write_folder(tmp_path / "other", {**TINY_MODEL, "model.safetensors": other})
+
+    with store.batch() as batch:
+        again = store_folder(look(folder), batch, twin=lambda _: None if what == "no known model" else manifest)
+
+    assert again == store_folder(look(folder), None)
+    assert (what == "no known model") == (again == manifest)
 
 
 def test_progress_ends_at_the_size_of_the_model(store: ObjectStore, model: Path, tmp_path: Path):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mreg.registry import digests
 from mreg.registry.digests import Digest
 from mreg.registry.files import StorageFailed
-from mreg.registry.store import envelope
+from mreg.registry.store import envelope, objects
 from mreg.registry.store.batch import Batch, SourceChanged
 from mreg.registry.store.envelope import BadEnvelope, Envelope
 from mreg.registry.store.objects import DamagedObject, MissingObject, ObjectStore
@@ -168,6 +168,42 @@ def test_a_damaged_object_is_replaced_when_it_is_put_again(store: ObjectStore):
     assert store.verify(digest) is None
 
 
+def test_an_object_that_is_written_to_after_it_was_checked_is_checked_again(store: ObjectStore):
+    digest = put(store, b"payload")
+    path = store.path(digest)
+    assert store.check(digest) is None
+    status = path.stat()
+
+    overwrite(path, path.read_bytes()[:-1] + b"X")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    assert "damaged" in str(store.check(digest))
+
+
+def test_what_was_checked_is_forgotten_where_anything_is_found_damaged(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+):
+    digest = put(store, b"payload")
+    assert store.check(digest) is None
+    # A disk that loses bits tells nobody.
+    monkeypatch.setattr(objects, "_state", lambda status: (0, 0, 0, 0, 0))
+    overwrite(store.path(digest), store.path(digest).read_bytes()[:-1] + b"X")
+
+    with pytest.raises(DamagedObject):
+        store.read_bytes(digest)
+    put(store, b"payload")
+
+    assert b"payload" == store.read_bytes(digest)
+
+
+def test_what_is_remembered_of_objects_stays_little(store: ObjectStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(objects, "_MOST_KNOWN", 3)
+    digests_put = [put(store, bytes([number])) for number in range(8)]
+
+    assert [None] * 8 == [store.check(digest) for digest in digests_put]
+    assert len(store._known) <= 3
+
+
 def test_a_sound_object_is_not_written_again(store: ObjectStore):
     digest = put(store, b"payload")
     before = store.path(digest).stat().st_ino
@@ -263,6 +299,8 @@ def test_a_store_that_cannot_be_written_is_said(tmp_path: Path):
 
 class Unsteady:
     """Bytes that are different every time they are gone through."""
+
+    may_change = True
 
     size = 8
 
