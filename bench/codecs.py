@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 from mreg.registry.models.safetensors_header import header_length, parse
 from mreg.registry.models.weights import Array
-from mreg.registry.store import deltas, planes
+from mreg.registry.store import deltas, kernels, planes
 
 CHUNK = 1 << 20
 MEGABYTES = 8
@@ -141,6 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("files", nargs="*", type=Path, metavar="BEFORE AFTER", help="two safetensors files")
     parser.add_argument("--rounds", type=int, default=5, help="of which the best counts")
     parser.add_argument("--every", type=int, default=1, help="only every so-manieth chunk")
+    parser.add_argument("--numpy", action="store_true", help="with the loops in numpy, as where nothing was compiled")
     given = parser.parse_args(arguments)
     if len(given.files) not in (0, 2):
         parser.error("name two safetensors files, or none")
@@ -152,12 +153,17 @@ def main(arguments: list[str] | None = None) -> int:
             for name, dtype, after, before in made_up()
         )
     )
+    compiled = kernels.compiled
+    if given.numpy:
+        kernels.compiled = None
+    print("compiled" if kernels.compiled else "in numpy")
     print(f"{'':20}{'':9}{'left':>8}{'encode':>8}{'decode':>8}  MB/s")
     for name, dtype, contents, predicted in cases:
         some = slice(None, None, given.every)
         found = figures(contents[some], None if predicted is None else predicted[some], dtype, rounds=given.rounds)
         left = 100 * found.stored / max(1, found.size)
         print(f"{name:20}{dtype:9}{left:6.2f} %{found.encode_mbs:8.0f}{found.decode_mbs:8.0f}", flush=True)
+    kernels.compiled = compiled
     return 0
 
 

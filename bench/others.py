@@ -106,7 +106,7 @@ class GitLfs:
 
 
 class Dvc:
-    """`dvc add` of each version's folder, linked into its cache, which is the quickest that it does everywhere."""
+    """`dvc add` of each version's folder, as it comes, which copies where the file system has no reflinks."""
 
     name = "DVC"
 
@@ -114,7 +114,6 @@ class Dvc:
         self.root = root
         root.mkdir()
         run(["dvc", "init", "-q", "--no-scm"], root)
-        run(["dvc", "config", "cache.type", "hardlink"], root)
 
     def lay(self, version: str, folder: Path) -> None:
         """See `Keeper`."""
@@ -133,6 +132,16 @@ class Dvc:
     def stored(self) -> int:
         """See `Keeper`."""
         return size_of(self.root / ".dvc" / "cache")
+
+
+class DvcLinks(Dvc):
+    """The same, told to make hard links into its cache: nothing is copied, and who edits a file edits the cache."""
+
+    name = "DVC, hard links"
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        run(["dvc", "config", "cache.type", "hardlink"], root)
 
 
 class Borg:
@@ -168,5 +177,6 @@ def installed(here: Path) -> Iterator[Keeper]:
         yield GitLfs(here / "git-lfs")
     if shutil.which("dvc"):
         yield Dvc(here / "dvc")
+        yield DvcLinks(here / "dvc-links")
     if shutil.which("borg"):
         yield Borg(here / "borg")

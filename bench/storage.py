@@ -26,7 +26,7 @@ from bench.others import Keeper, size_of
 
 ROUNDS = 3
 PLAIN, RECIPES, COMMANDS = "mreg", "mreg, recipes", "mreg, commands"
-COMPARED = ("DVC", "git-lfs")
+COMPARED = ("DVC", "DVC, hard links", "git-lfs")
 """What whole commands are held against."""
 FINE_TUNES = ("sft-1e-5", "sft-5e-5", "sft-4e-4")
 QUICK = ("frozen", "edit", "rollback")
@@ -298,7 +298,9 @@ def of_codecs(*, full: bool) -> None:
     """Print what the codecs do on a fine-tune's tensors, beside the base and alone, without the store around them."""
     paths = chain.made(full=full)
     print()
-    codecs.main([*(str(paths[name] / "model.safetensors") for name in (BASE, "sft-5e-5")), "--every=8", "--rounds=3"])
+    arguments = [*(str(paths[name] / "model.safetensors") for name in (BASE, "sft-5e-5")), "--every=8", "--rounds=3"]
+    codecs.main(arguments)
+    codecs.main([*arguments, "--numpy"])
 
 
 def peaks() -> Iterator[Line]:
