@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,8 +77,10 @@ class Database:
                 connection.begin()
                 for definition in definitions():
                     connection.execute(definition)
-                connection.execute(f"CREATE TABLE mreg_schema AS SELECT {SCHEMA} AS version")
                 columns = _columns(connection)
+                told = json.dumps({table: asdict(each) for table, each in columns.items()})
+                schema = f"CREATE TABLE mreg_schema AS SELECT {SCHEMA} AS version, ? AS columns"
+                connection.execute(bound(schema, [told]))
                 _put(connection, columns["event"], [_event_row(recorded) for recorded in history])
                 for table, rows in folds.fold(history).items():
                     _put(connection, columns[table], list(rows.values()))
@@ -155,7 +157,9 @@ class Writing:
 
     def _put(self, table: str, row: folds.Row) -> None:
         if self._columns is None:
-            self._columns = _columns(self._connection)
+            found = self.reader.one("SELECT columns FROM mreg_schema")
+            told = json.loads(found["columns"]) if found is not None else {}
+            self._columns = {name: Columns(**each) for name, each in told.items()}
         if table not in self._columns:
             raise Stale(f"registry.duckdb has no table {table}")
         _put(self._connection, self._columns[table], [row])
@@ -190,10 +194,11 @@ class Columns:
     table: str
     types: Mapping[str, str]
     key: Sequence[str]
-    unique: frozenset[str]
+    unique: Sequence[str]
 
 
 def _columns(connection: duckdb.DuckDBPyConnection) -> dict[str, Columns]:
+    """What DuckDB's catalog says. To ask it takes longer than to add an event, so the file keeps it too."""
     types: dict[str, dict[str, str]] = {}
     of_columns = (
         "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal ORDER BY column_index"
@@ -207,7 +212,7 @@ def _columns(connection: duckdb.DuckDBPyConnection) -> dict[str, Columns]:
             table,
             columns,
             [name for of, kind, names in constraints if (of, kind) == (table, "PRIMARY KEY") for name in names],
-            frozenset(name for of, kind, names in constraints if (of, kind) == (table, "UNIQUE") for name in names),
+            [name for of, kind, names in constraints if (of, kind) == (table, "UNIQUE") for name in names],
         )
         for table, columns in types.items()
     }

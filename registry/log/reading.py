@@ -25,7 +25,7 @@ else:
     except ImportError:
         import duckdb
 
-SCHEMA = 4
+SCHEMA = 5
 """Raised whenever a table changes shape; a database of another schema is rebuilt from the journal."""
 
 Row = dict[str, Any]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NoReturn
 
 from blake3 import blake3
@@ -118,19 +118,25 @@ class Manifest:
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
         """Read a manifest back, strictly. Law: `from_bytes(m.to_bytes()) == m`. Raises MalformedManifest."""
-        try:
-            value = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            _refuse(f"it is not JSON ({error})")
-        if not isinstance(value, dict) or value.get("format") != FORMAT:
-            _refuse(f"its format is not {FORMAT}")
-        if set(value) != {"files", "format"} or not isinstance(value["files"], list):
-            _refuse("it does not list files")
-        manifest = cls(tuple(_file_from_json(entry) for entry in value["files"]))
-        _check_paths([file.path for file in manifest.files])
-        if manifest.to_bytes() != data:
-            _refuse("it is not in canonical form")
-        return manifest
+        return _from_bytes(data)
+
+
+@lru_cache(maxsize=4)
+def _from_bytes(data: bytes) -> Manifest:
+    """The same bytes are the same manifest, and a step asks for those of its inputs again and again."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        _refuse(f"it is not JSON ({error})")
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        _refuse(f"its format is not {FORMAT}")
+    if set(value) != {"files", "format"} or not isinstance(value["files"], list):
+        _refuse("it does not list files")
+    manifest = Manifest(tuple(_file_from_json(entry) for entry in value["files"]))
+    _check_paths([file.path for file in manifest.files])
+    if manifest.to_bytes() != data:
+        _refuse("it is not in canonical form")
+    return manifest
 
 
 def _file_to_json(file: FileEntry) -> dict[str, Any]:
