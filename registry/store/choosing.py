@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mreg.registry.digests import Buffer
 from mreg.registry.store.contents import Predicted, bounds
 from mreg.registry.store.envelope import Envelope
 from mreg.registry.store.framed import frame_count
@@ -12,6 +13,9 @@ from mreg.registry.store.spans import CHUNK, Data
 
 DEEPEST = 2
 """A residual's inputs may be residuals, but theirs may not: more would make reading slow and losses wide."""
+
+_Piece = tuple[int, int, Buffer]
+"""Part of a content: the number of the chunk that it lies in, where it starts, and its bytes."""
 
 SMALLEST = 4096
 """Content of fewer bytes stays as it is."""
@@ -28,30 +32,48 @@ _RESIDUAL_PAYS = 0.9
 
 def choose(envelope: Envelope, data: Data, candidates: Sequence[tuple[Prediction, Predicted]]) -> Envelope:
     """The envelope under which to store `data`. Candidates come best guess first; one that is exact ends the search."""
-    from mreg.registry.store import deltas, planes
+    from mreg.registry.store import planes
 
     if envelope.size < SMALLEST:
         return envelope
-    pieces = _pieces(envelope.size)
-    sample = b"".join(data.read(start, stop) for _, start, stop in pieces)
-    best, smallest = None, len(sample) + 1
-    for prediction, predicted in candidates:
-        guess = b"".join(
-            memoryview(predicted.chunk(number))[start - number * CHUNK : stop - number * CHUNK]
-            for number, start, stop in pieces
-        )
-        left = len(deltas.encode(sample, guess, envelope.dtype))
-        if left < smallest:
-            best, smallest = prediction, left
-        if left == 0:
-            break
-    if best is not None and smallest <= _PAYS_ANYWAY * len(sample):
+    pieces = [(number, start, data.read(start, stop)) for number, start, stop in _pieces(envelope.size)]
+    sampled = sum(len(piece) for _, _, piece in pieces)
+    best, left = _best(envelope, pieces, candidates)
+    if best is not None and left <= _PAYS_ANYWAY * sampled:
         return envelope.encoded("residual", best)
-    solo = len(planes.encode(sample, envelope.dtype or "U8"))
-    otherwise = solo if solo <= _SOLO_PAYS * len(sample) else len(sample)
-    if best is not None and smallest <= _RESIDUAL_PAYS * otherwise:
+    solo = len(planes.encode(b"".join(piece for _, _, piece in pieces), envelope.dtype or "U8"))
+    otherwise = solo if solo <= _SOLO_PAYS * sampled else sampled
+    if best is not None and left <= _RESIDUAL_PAYS * otherwise:
         return envelope.encoded("residual", best)
     return envelope.encoded("solo") if otherwise == solo else envelope
+
+
+def _best(
+    envelope: Envelope, pieces: Sequence[_Piece], candidates: Sequence[tuple[Prediction, Predicted]]
+) -> tuple[Prediction | None, int]:
+    """The candidate that leaves least of the first piece, and what it leaves of all of them.
+
+    To ask a candidate for a piece it has to decode a whole chunk, so only one is asked for all.
+    """
+    best: tuple[Prediction, Predicted] | None = None
+    smallest = None
+    for prediction, predicted in candidates:
+        left = _left(envelope, pieces[:1], predicted) if len(candidates) > 1 else 0
+        if smallest is None or left < smallest:
+            best, smallest = (prediction, predicted), left
+        if left == 0:
+            break
+    return (None, 0) if best is None else (best[0], _left(envelope, pieces, best[1]))
+
+
+def _left(envelope: Envelope, pieces: Sequence[_Piece], predicted: Predicted) -> int:
+    """The bytes that a prediction leaves of some pieces."""
+    from mreg.registry.store import deltas
+
+    guess = b"".join(
+        memoryview(predicted.chunk(number))[start - number * CHUNK :][: len(piece)] for number, start, piece in pieces
+    )
+    return len(deltas.encode(b"".join(piece for _, _, piece in pieces), guess, envelope.dtype))
 
 
 def _pieces(size: int) -> list[tuple[int, int, int]]:

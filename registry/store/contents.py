@@ -7,7 +7,10 @@ A residual is read with the chunks of the objects that it was predicted from, an
 from __future__ import annotations
 
 import os
+import sys
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from mreg.registry.digests import Buffer, Digest
@@ -33,7 +36,7 @@ class Content(Protocol):
     def chunk(self, number: int) -> Buffer:
         """Bytes `number · CHUNK` to `(number + 1) · CHUNK`, or to the end. Raises EOFError or BadContent.
 
-        They are valid until the next but one is asked for.
+        They are valid until the next but one is asked for, and while somebody refers to them after it was closed.
         """
 
     def close(self) -> None:
@@ -57,6 +60,7 @@ class RawContent:
 
     def close(self) -> None:
         """See `Content`."""
+        self._memory.close()
         os.close(self._span.fd)
 
 
@@ -83,6 +87,7 @@ class SoloContent:
 
     def close(self) -> None:
         """See `Content`."""
+        self._memory.close()
         os.close(self._fd)
 
 
@@ -110,21 +115,46 @@ class ResidualContent:
 
     def close(self) -> None:
         """See `Content`."""
+        self._memory.close()
         os.close(self._fd)
         self._predicted.close()
+
+
+_free: deque[bytearray] = deque(maxlen=16)
+"""Chunks of memory that contents which were closed have left to others."""
+
+_SMALL = 1 << 16
+"""Contents of fewer bytes have memory of their own."""
 
 
 class _Memory:
     """Room for two chunks of a content, used in turns: to have it anew takes a good part of the time of decoding."""
 
     def __init__(self, envelope: Envelope) -> None:
-        self._size = min(CHUNK, envelope.size)
+        self._size = envelope.size if envelope.size < _SMALL else CHUNK
         self._buffers: list[bytearray] = []
 
     def next(self) -> memoryview:
         """The buffer that was given longer ago."""
-        self._buffers.insert(0, self._buffers.pop() if len(self._buffers) == 2 else bytearray(self._size))
+        self._buffers.insert(0, self._buffers.pop() if len(self._buffers) == 2 else self._more())
         return memoryview(self._buffers[0])
+
+    def _more(self) -> bytearray:
+        if self._size == CHUNK:
+            with suppress(IndexError):
+                return _free.pop()
+        return bytearray(self._size)
+
+    def close(self) -> None:
+        """Leave it to others, but for what somebody still looks into."""
+        while self._buffers:
+            buffer = self._buffers.pop()
+            if self._size == CHUNK and sys.getrefcount(buffer) == _UNSEEN:
+                _free.append(buffer)
+
+
+_UNSEEN = 2
+"""The references to a buffer that nobody looks into: a name, and the argument of the function that counts them."""
 
 
 class Predicted:
@@ -134,6 +164,7 @@ class Predicted:
         self._envelope = envelope
         self._prediction = prediction
         self._inputs: list[Content] = []
+        self._elements: list[_StoredElements] = []
         try:
             for digest in prediction.inputs:
                 self._inputs.append(open_content(digest))
@@ -161,6 +192,7 @@ class Predicted:
 
     def close(self) -> None:
         """Let go of the inputs."""
+        self._elements.clear()
         for content in self._inputs:
             content.close()
 

@@ -103,6 +103,18 @@ def test_objects_of_several_chunks_are_whole(store: ObjectStore):
     assert data == store.read_bytes(digest)
 
 
+def test_a_chunk_that_is_kept_outlives_its_content_and_all_that_are_read_later(store: ObjectStore):
+    named = [put_tensor(store, "U8", (CHUNK,), bytes([number]) * CHUNK) for number in range(4)]
+
+    kept = []
+    for digest in named:
+        content = store.content(digest)
+        kept.append(memoryview(content.chunk(0)))
+        content.close()
+
+    assert [bytes([number]) * CHUNK for number in range(4)] == [bytes(chunk) for chunk in kept]
+
+
 @pytest.mark.parametrize("kind", ["file", "tensor"])
 def test_a_flipped_bit_anywhere_is_noticed(store: ObjectStore, kind: str):
     digest = put(store, b"payload") if kind == "file" else put_tensor(store, "BF16", (2, 2), b"abcdefgh")
