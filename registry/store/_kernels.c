@@ -570,11 +570,16 @@ static PyMethodDef methods[] = {
     {"same", same, METH_VARARGS, NULL},             {NULL, NULL, 0, NULL},
 };
 
-static PyModuleDef_Slot slots[] = {{0, NULL}};
+/* Raised with every change of what a function takes or gives; kernels.py leaves another revision alone. */
+#define REVISION 1
 
-static struct PyModuleDef module = {
+static int begun(PyObject *module) { return PyModule_AddIntConstant(module, "REVISION", REVISION); }
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, begun}, {0, NULL}};
+
+static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, "_kernels", "The inner loops of the codecs of stored tensors.", 0, methods, slots,
     NULL, NULL, NULL,
 };
 
-PyMODINIT_FUNC PyInit__kernels(void) { return PyModuleDef_Init(&module); }
+PyMODINIT_FUNC PyInit__kernels(void) { return PyModuleDef_Init(&definition); }

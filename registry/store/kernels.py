@@ -19,10 +19,14 @@ from mreg.registry.store.scratch import scratch
 compiled: Any = None
 """The compiled loops, if there are any."""
 
+_REVISION = 1
+"""Of `_kernels.c`: what was compiled from an older one and left lying is not used."""
+
 with suppress(ImportError):
     from mreg.registry.store import _kernels
 
-    compiled = _kernels
+    if getattr(_kernels, "REVISION", None) == _REVISION:
+        compiled = _kernels
 
 Plane = npt.NDArray[np.uint8]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -146,6 +147,14 @@ def test_frames_are_the_same_to_the_byte(dtype: str, data: st.DataObject) -> Non
     assert delta == delta_in_numpy
     with in_numpy():
         assert content == deltas.decode(delta, predicted, dtype)
+
+
+def test_what_was_compiled_from_older_loops_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels.compiled, "REVISION", 0)
+
+    again = runpy.run_path(str(kernels.__file__))
+
+    assert again["compiled"] is None
 
 
 U16 = np.zeros(8, np.uint16)
