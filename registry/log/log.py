@@ -78,6 +78,7 @@ class Log:
 
         `expected` is the seq of the last event that the writer's decision rests on: LogMoved is raised when another
         came since. An id that is there already with the same event is acknowledged again; with another, IdTaken.
+        `then` sees the projections right after the event, unless that was known already.
         """
 
         def decision(reader: Reader) -> Event:

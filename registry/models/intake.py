@@ -1,6 +1,7 @@
 """A listed model read once, file by file and tensor by tensor: its manifest, and its objects if there is a store.
 
-Memory does not grow with the model: one chunk at a time goes to the hash of the file, that of the tensor and the disk.
+Memory does not grow with the model: a tensor of moderate size is held while it is hashed and written, a larger one goes
+through in chunks, and so does the file when it is hashed whole.
 """
 
 from __future__ import annotations
@@ -173,15 +174,19 @@ def _hash_again(file: FoundFile) -> Digest:
 def _hash_whole(content: Span) -> Digest:
     """The digest of a file, hashed by all threads and read ahead meanwhile."""
     hasher = digests.file_hasher(threads=_WORKERS)
-    starts = range(0, content.size, _AHEAD)
+    buffers = [memoryview(bytearray(min(_AHEAD, content.size))) for _ in range(2)]
     with ThreadPoolExecutor(1) as ahead:
-        buffers = [memoryview(bytearray(min(_AHEAD, content.size))) for _ in range(2)]
-        pieces = [buffers[number % 2][: content.size - start] for number, start in enumerate(starts)]
-        reads = [ahead.submit(content.read_into, pieces[number], start) for number, start in enumerate(starts[:1])]
-        for number, piece in enumerate(pieces):
-            reads[number].result()
-            if number + 1 < len(pieces):
-                reads.append(ahead.submit(content.read_into, pieces[number + 1], starts[number + 1]))
+
+        def read(start: int) -> memoryview:
+            piece = buffers[start // _AHEAD % 2][: content.size - start]
+            content.read_into(piece, start)
+            return piece
+
+        coming = ahead.submit(read, 0)
+        for start in range(_AHEAD, content.size + _AHEAD, _AHEAD):
+            piece = coming.result()
+            if start < content.size:
+                coming = ahead.submit(read, start)
             hasher.update(piece)
     return Digest(hasher.hexdigest())
 
