@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import ml_dtypes
@@ -41,8 +42,8 @@ def figures(contents: Sequence[bytes], predicted: Sequence[bytes] | None, dtype:
         frames = [planes.encode(content, dtype) for content in contents]
         works: list[tuple[Callable[[], object], Callable[[], memoryview]]] = [
             (
-                lambda content=content: planes.encode(content, dtype),  # type: ignore[misc]
-                lambda content=content, frame=frame: planes.decode(frame, len(content), dtype),  # type: ignore[misc]
+                partial(planes.encode, content, dtype),
+                partial(planes.decode, frame, len(content), dtype),
             )
             for content, frame in zip(contents, frames, strict=True)
         ]
@@ -50,8 +51,8 @@ def figures(contents: Sequence[bytes], predicted: Sequence[bytes] | None, dtype:
         frames = [deltas.encode(content, parent, dtype) for content, parent in zip(contents, predicted, strict=True)]
         works = [
             (
-                lambda content=content, parent=parent: deltas.encode(content, parent, dtype),  # type: ignore[misc]
-                lambda frame=frame, parent=parent: deltas.decode(frame, parent, dtype),  # type: ignore[misc]
+                partial(deltas.encode, content, parent, dtype),
+                partial(deltas.decode, frame, parent, dtype),
             )
             for content, parent, frame in zip(contents, predicted, frames, strict=True)
         ]

@@ -23,7 +23,7 @@ def scores(registry: Registry, a: Version, b: Version) -> list[dict[str, Any]]:
     rows = []
     for column in tradeoff.columns(found):
         before, after = (_value(column.answers.get(one.name)) for one in (a, b))
-        both = before is not None and after is not None
+        known = None if before is None or after is None else (before, after)
         rows.append(
             {
                 "metric": column.metric,
@@ -32,8 +32,8 @@ def scores(registry: Registry, a: Version, b: Version) -> list[dict[str, Any]]:
                 "settings": next(iter(column.answers.values())).settings,
                 "a": before,
                 "b": after,
-                "difference": after - before if both else None,  # type: ignore[operator]  # both are numbers
-                "ratio": after / before if both and before else None,  # type: ignore[operator]
+                "difference": known[1] - known[0] if known else None,
+                "ratio": known[1] / known[0] if known and known[0] else None,
                 "asked": {"a": a.name in column.answers, "b": b.name in column.answers},
             }
         )

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 from mreg.cli import progress, screen, text
 from mreg.cli.command import Call, Command, message
+
+if TYPE_CHECKING:
+    from mreg.registry.models.folder import Mark
 
 
 @click.command(
@@ -29,7 +34,7 @@ def import_(
     as_: str | None,
     base: str | None,
     exclude: tuple[str, ...],
-    trust: tuple[str, ...],
+    trust: tuple[Mark, ...],
     follow_symlinks: bool,
     message: str,
 ) -> None:
@@ -43,7 +48,7 @@ def import_(
             ref=as_,
             base=base,
             exclude=exclude,
-            trust=trust,  # type: ignore[arg-type]  # click.Choice lets only marks through
+            trust=trust,
             follow_symlinks=follow_symlinks,
             message=message,
             report=report,

@@ -81,8 +81,8 @@ def _tree(graph: Lineage, rows: dict[Digest, Any], *, upwards: bool) -> Iterable
     def label(node: Digest, above: Digest | None, again: bool) -> str:
         row = rows[node]
         name = screen.ink(f"v{row['number']}", "yellow", bold=node == graph.centre) + steps.recalled(row)
-        pair = (node, above) if upwards else (above, node)
-        played = [role for role in roles.get(pair, ()) if role != "source"]  # type: ignore[arg-type]  # no edge has None
+        between = [] if above is None else roles.get((node, above) if upwards else (above, node), [])
+        played = [role for role in between if role != "source"]
         said = [screen.ink("(above)", dim=True)] if again else [steps.refs(row), steps.summary(row)]
         parts = [name, f"[{', '.join(map(text.clean, dict.fromkeys(played)))}]" if played else "", *said]
         if node == graph.centre:

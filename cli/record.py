@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from mreg.cli import applied, progress
 from mreg.cli.command import Call, Command, message
+
+if TYPE_CHECKING:
+    from mreg.registry.models.folder import Mark
 
 
 @click.command(
@@ -37,7 +41,7 @@ def record(
     set_: tuple[str, ...],
     as_: str | None,
     exclude: tuple[str, ...],
-    trust: tuple[str, ...],
+    trust: tuple[Mark, ...],
     message: str,
 ) -> None:
     """Record a folder that was made elsewhere.
@@ -56,7 +60,7 @@ def record(
             params=params.settings(set_),
             ref=as_,
             exclude=exclude,
-            trust=trust,  # type: ignore[arg-type]  # click.Choice lets only marks through
+            trust=trust,
             message=message,
             report=report,
         )

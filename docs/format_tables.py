@@ -18,6 +18,7 @@ from mreg.registry.log.tables import TABLES
 from mreg.registry.models.manifest import FileEntry, Manifest, TensorEntry
 from mreg.registry.store.envelope import Envelope
 from pydantic import BaseModel
+from sqlmodel import SQLModel
 
 CONTEXTS = {
     "tensor": digests.TENSOR,
@@ -57,7 +58,7 @@ def tables() -> str:
     """Every table of the database."""
     parts = []
     for name, row in TABLES.items():
-        columns = row.__table__.columns  # type: ignore[attr-defined]  # set by SQLModel
+        columns = SQLModel.metadata.tables[name].columns
         key = [column.name for column in columns if column.primary_key]
         assert name == "event" or folds.KEYS[name] == tuple(key)
         shown = "; ".join(f"`{column.name}` {column.type.compile(dialect=Dialect())}" for column in columns)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from mreg.registry.chains.recipe import Step
@@ -121,7 +122,7 @@ def rebase(
             ref=None,
             fresh=False,
             message=message or f"rebase of {target}",
-            report=lambda progress, step=step: report(step.transform, progress),  # type: ignore[misc]
+            report=partial(report, step.transform),
         )
         done[step.key] = applied
         todo = settle(todo, step.key, applied.version.digest)

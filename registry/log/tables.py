@@ -317,4 +317,4 @@ def definitions() -> list[str]:
     """The statements that make the tables, in DuckDB's SQL."""
     # In plain SQL a float is called FLOAT, which DuckDB keeps in 32 bits; its dialect knows.
     dialect = Dialect()
-    return [str(CreateTable(row.__table__).compile(dialect=dialect)) for row in TABLES.values()]  # type: ignore[attr-defined]  # set by SQLModel
+    return [str(CreateTable(SQLModel.metadata.tables[name]).compile(dialect=dialect)) for name in TABLES]

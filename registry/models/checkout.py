@@ -8,7 +8,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 
 from mreg.registry import digests
@@ -97,10 +97,11 @@ def _write_file(file: FileEntry, store: ObjectStore, fd: int, path: Path, progre
                 pool.submit(store.copy_to, tensor.digest, _writer(fd, start, path, progress))
                 for tensor, start in zip(file.tensors, starts, strict=True)
             ]
-            for tensor in file.tensors[:_EXPECTED]:
+            coming = iter(file.tensors)
+            for tensor in islice(coming, _EXPECTED):
                 store.expect(tensor.digest)
-            for number, (each, start) in enumerate(zip(written, starts, strict=True)):
-                for tensor in file.tensors[number + _EXPECTED : number + _EXPECTED + 1]:
+            for each, start in zip(written, starts, strict=True):
+                for tensor in islice(coming, 1):
                     store.expect(tensor.digest)
                 size = each.result()
                 with disk_errors(path):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,7 @@ def verify(registry: Registry, version: Version, *, with_claims: bool, report: C
 
 def _of_step(registry: Registry, step: Step) -> StepClaims:
     versions = {
-        digest: registry.log.ask(lambda reader, digest=digest: queries.version(reader, digest))  # type: ignore[misc]
+        digest: registry.log.ask(partial(queries.version, digest=digest))
         for digest in (step.version, *(digest for _, digest in step.inputs))
     }
     inputs: dict[str, tuple[StoredTensors, ...]] = {}

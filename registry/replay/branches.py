@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 Node = TypeVar("Node")
@@ -80,7 +81,7 @@ class Branches(Generic[Node, Result, Said]):
             if work is None:
                 continue
             if alone:
-                self.done(node, work(lambda words, node=node: self.heard(node, words)))  # type: ignore[misc]
+                self.done(node, work(partial(self.heard, node)))
                 continue
             running[node] = threading.Thread(target=_work, args=[node, work, said], daemon=True)
             running[node].start()

@@ -161,12 +161,13 @@ def _before(ready: Ready) -> str:
 
 def reap(registry: Registry) -> list[str]:
     """Record as interrupted the runs whose process is gone without a word; return their ids."""
+    # What may take long comes before the database is asked: who called may keep it open for more questions.
+    scratch.sweep(registry.root)
+    registry.store.sweep(before=time.time() - 3600)
     started = registry.log.ask(lambda reader: reader.rows("SELECT id FROM run WHERE status = 'started'"))
     dead = [row["id"] for row in started if not scratch.is_alive(registry.root, row["id"])]
     for run in dead:
         registry.log.decide(partial(_reaped, run=run))
-    scratch.sweep(registry.root)
-    registry.store.sweep(before=time.time() - 3600)
     return dead
 
 

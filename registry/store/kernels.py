@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from mreg.registry.digests import Buffer
+from mreg.registry.models.weights import same_bytes
 from mreg.registry.store.layouts import Unsigned
 from mreg.registry.store.scratch import scratch
 
@@ -173,7 +174,7 @@ def same(a: Buffer, b: Buffer) -> bool:
     """Whether two stretches of memory hold the same bytes."""
     if compiled is not None:
         return bool(compiled.same(a, b))
-    return np.array_equal(np.frombuffer(a, np.uint8), np.frombuffer(b, np.uint8))
+    return same_bytes(memoryview(a), memoryview(b))
 
 
 def _pieces(count: int) -> Iterator[slice]:

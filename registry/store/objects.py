@@ -188,7 +188,7 @@ class ObjectStore:
                 os.close(fd)
             for each in self.envelope(digest).inputs:
                 self.expect(each)
-        except (MissingObject, DamagedObject, StorageFailed, RecursionError):
+        except (MregError, OSError, RecursionError):
             return
 
     def copy_to(self, digest: Digest, write: Callable[[memoryview], object]) -> int:

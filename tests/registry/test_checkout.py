@@ -235,3 +235,14 @@ def test_a_file_that_its_parts_do_not_make_is_refused(store: ObjectStore, model:
 
     with pytest.raises(DamagedObject, match=r"the parts of model\.safetensors"):
         check_out(Manifest.from_bytes(text), store, tmp_path / "out")
+
+
+def test_an_object_that_became_a_pipe_is_told_and_not_waited_for(store: ObjectStore, model: Path, tmp_path: Path):
+    manifest = take_in(model, store)
+    path = store.path(next(manifest.tensors()).digest)
+    path.unlink()
+    os.mkfifo(path)
+
+    with pytest.raises(DamagedObject, match="not a regular file"):
+        check_out(manifest, store, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
