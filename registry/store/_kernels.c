@@ -9,6 +9,9 @@
 #include <Python.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __x86_64__
+#include <tmmintrin.h>
+#endif
 
 #if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "elements are little-endian; where the machine is not, numpy does the work"
@@ -34,10 +37,91 @@ typedef struct {
 /* Where the next element of each key lies in the order, for each lane. */
 typedef size Places[LANES][KEYS];
 
+/* A loop of its own: inlined it would lose what `restrict` says, and take two to eight times as long. */
+#define LOOP __attribute__((noinline)) static
+
+/* ---- elements of two bytes, eight at a time: where the processor can put the bytes of a vector in any order ---- */
+
+#ifdef __x86_64__
+#define SHUFFLING __attribute__((target("ssse3")))
+static int shuffles;
+/* For each byte of bits, the highest for the first of eight elements: how many are set; where in a vector the bytes of
+   those elements are, to squeeze them to its front; where they are when they lie there, to spread them; and the byte
+   with its bits the other way around. */
+static uint8_t set_in[256], to_squeeze[256][16], to_spread[256][16], turned[256];
+
+static void prepare(void)
+{
+    for (int byte = 0; byte < 256; byte++) {
+        int found = 0;
+        turned[byte] = 0;
+        memset(to_squeeze[byte], 0x80, 16);
+        memset(to_spread[byte], 0x80, 16); /* What stands for a zero. */
+        for (int at = 0; at < 8; at++) {
+            turned[byte] |= (uint8_t)((byte >> at & 1) << (7 - at));
+            if (byte >> (7 - at) & 1) {
+                for (int half = 0; half < 2; half++) {
+                    to_squeeze[byte][2 * found + half] = (uint8_t)(2 * at + half);
+                    to_spread[byte][2 * at + half] = (uint8_t)(2 * found + half);
+                }
+                found++;
+            }
+        }
+        set_in[byte] = (uint8_t)found;
+    }
+    __builtin_cpu_init();
+    shuffles = __builtin_cpu_supports("ssse3") != 0;
+}
+
+/* The beginning of `squeeze`: returns how many elements it got through. */
+SHUFFLING LOOP size squeeze_by_eight(const uint16_t *restrict d, size n, uint8_t *restrict bits,
+                                     uint16_t *restrict values, size *found)
+{
+    size i = 0, to = 0;
+    const __m128i zero = _mm_setzero_si128(), less_one = _mm_set1_epi16(-1);
+    for (; i + 8 <= n; i += 8) {
+        __m128i some = _mm_loadu_si128((const __m128i *)(d + i));
+        int zeros = _mm_movemask_epi8(_mm_packs_epi16(_mm_cmpeq_epi16(some, zero), zero));
+        uint8_t byte = turned[~zeros & 0xff];
+        __m128i order = _mm_loadu_si128((const __m128i *)to_squeeze[byte]);
+        _mm_storeu_si128((__m128i *)(values + to), _mm_shuffle_epi8(_mm_add_epi16(some, less_one), order));
+        bits[i / 8] = byte;
+        to += set_in[byte];
+    }
+    *found = to;
+    return i;
+}
+
+/* The beginning of `spread`, as far as there is a vector of values left: returns how many elements it got through. */
+SHUFFLING LOOP size spread_by_eight(const uint8_t *restrict bits, const uint16_t *restrict values, size room, size n,
+                                    uint16_t *restrict out, size *used)
+{
+    size i = 0, at = 0;
+    const __m128i one = _mm_set1_epi16(1);
+    for (; i + 8 <= n && at + 8 <= room; i += 8) {
+        uint8_t byte = bits[i / 8];
+        __m128i some = _mm_add_epi16(_mm_loadu_si128((const __m128i *)(values + at)), one);
+        __m128i order = _mm_loadu_si128((const __m128i *)to_spread[byte]);
+        _mm_storeu_si128((__m128i *)(out + i), _mm_shuffle_epi8(some, order));
+        at += set_in[byte];
+    }
+    *used = at;
+    return i;
+}
+#else
+enum { shuffles = 0 };
+static void prepare(void) {}
+static size squeeze_by_eight(const void *d, size n, uint8_t *bits, void *values, size *found) { return 0; }
+static size spread_by_eight(const uint8_t *bits, const void *values, size room, size n, void *out, size *used)
+{
+    return 0;
+}
+#endif
+
 /* ---- loops, for elements of W bytes ---- */
 
 #define LOOPS(W, U)                                                                                                    \
-    static size difference##W(const U *restrict a, const U *restrict b, size n, U *restrict out)                       \
+    LOOP size difference##W(const U *restrict a, const U *restrict b, size n, U *restrict out)                         \
     {                                                                                                                  \
         size changed = 0;                                                                                              \
         for (size start = 0; start < n; start += BLOCK) {                                                              \
@@ -52,13 +136,13 @@ typedef size Places[LANES][KEYS];
         }                                                                                                              \
         return changed;                                                                                                \
     }                                                                                                                  \
-    static void add##W(const U *restrict d, const U *restrict b, size n, U *restrict out)                              \
+    LOOP void add##W(const U *restrict d, const U *restrict b, size n, U *restrict out)                                \
     {                                                                                                                  \
         for (size i = 0; i < n; i++)                                                                                   \
             out[i] = (U)(b[i] + (U)((U)(d[i] >> 1) ^ (U)(0 - (U)(d[i] & 1))));                                         \
     }                                                                                                                  \
                                                                                                                        \
-    static void count##W(const U *of, size n, Key key, size *counts)                                                   \
+    LOOP void count##W(const U *of, size n, Key key, size *counts)                                                     \
     {                                                                                                                  \
         size step = n / LANES;                                                                                         \
         for (int lane = 0; lane < LANES; lane++) {                                                                     \
@@ -75,9 +159,11 @@ typedef size Places[LANES][KEYS];
         }                                                                                                              \
     }                                                                                                                  \
                                                                                                                        \
-    static size squeeze##W(const U *restrict d, size n, uint8_t *restrict bits, U *restrict values)                    \
+    LOOP size squeeze##W(const U *restrict d, size n, uint8_t *restrict bits, U *restrict values)                      \
     {                                                                                                                  \
         size found = 0, i = 0;                                                                                         \
+        if (W == 2 && shuffles)                                                                                        \
+            i = squeeze_by_eight((const void *)d, n, bits, (void *)values, &found);                                    \
         for (; i + 8 <= n; i += 8) {                                                                                   \
             unsigned byte = 0;                                                                                         \
             for (int j = 0; j < 8; j++) {                                                                              \
@@ -96,9 +182,11 @@ typedef size Places[LANES][KEYS];
         }                                                                                                              \
         return found;                                                                                                  \
     }                                                                                                                  \
-    static void spread##W(const uint8_t *restrict bits, const U *restrict values, size n, U *restrict out)             \
+    LOOP void spread##W(const uint8_t *restrict bits, const U *restrict values, size room, size n, U *restrict out)    \
     {                                                                                                                  \
         size at = 0, i = 0;                                                                                            \
+        if (W == 2 && shuffles)                                                                                        \
+            i = spread_by_eight(bits, (const void *)values, room, n, (void *)out, &at);                                \
         for (; i + 8 <= n; i += 8) {                                                                                   \
             unsigned byte = bits[i / 8];                                                                               \
             for (int j = 0; j < 8; j++) {                                                                              \
@@ -113,7 +201,7 @@ typedef size Places[LANES][KEYS];
             at += is;                                                                                                  \
         }                                                                                                              \
     }                                                                                                                  \
-    static size gaps##W(const U *restrict d, size n, uint8_t *restrict gaps, size room, U *restrict values, size most) \
+    LOOP size gaps##W(const U *restrict d, size n, uint8_t *restrict gaps, size room, U *restrict values, size most)   \
     {                                                                                                                  \
         size found = 0, gap = 0, last = 0;                                                                             \
         for (size i = 0; i < n; i++) {                                                                                 \
@@ -135,7 +223,7 @@ typedef size Places[LANES][KEYS];
         return found == most ? gap : -1;                                                                               \
     }                                                                                                                  \
                                                                                                                        \
-    static int leap##W(const uint8_t *gaps, size count, const U *values, size most, size n, U *out)                    \
+    LOOP int leap##W(const uint8_t *gaps, size count, const U *values, size most, size n, U *out)                      \
     {                                                                                                                  \
         size at = 0, used = 0;                                                                                         \
         memset(out, 0, (size_t)n * W);                                                                                 \
@@ -149,7 +237,7 @@ typedef size Places[LANES][KEYS];
         }                                                                                                              \
         return used == most;                                                                                           \
     }                                                                                                                  \
-    static uint64_t any##W(const U *of, size n)                                                                        \
+    LOOP uint64_t any##W(const U *of, size n)                                                                          \
     {                                                                                                                  \
         U all = 0;                                                                                                     \
         for (size i = 0; i < n; i++)                                                                                   \
@@ -157,7 +245,7 @@ typedef size Places[LANES][KEYS];
         return all;                                                                                                    \
     }                                                                                                                  \
                                                                                                                        \
-    static void cut##W(const U *restrict of, size n, int rotate, int place, uint8_t *restrict plane)                   \
+    LOOP void cut##W(const U *restrict of, size n, int rotate, int place, uint8_t *restrict plane)                     \
     {                                                                                                                  \
         if (rotate)                                                                                                    \
             for (size i = 0; i < n; i++)                                                                               \
@@ -167,7 +255,7 @@ typedef size Places[LANES][KEYS];
                 plane[i] = (uint8_t)(of[i] >> (8 * place));                                                            \
     }                                                                                                                  \
                                                                                                                        \
-    static void join##W(uint8_t *const planes[], size n, int rotate, U *restrict out)                                  \
+    LOOP void join##W(uint8_t *const planes[], size n, int rotate, U *restrict out)                                    \
     {                                                                                                                  \
         for (size i = 0; i < n; i++) {                                                                                 \
             U all = 0;                                                                                                 \
@@ -184,7 +272,7 @@ LOOPS(8, uint64_t)
 
 /* Elements of W bytes in the order of the keys of elements of V bytes, and back. */
 #define ORDER(V, P, W, U)                                                                                              \
-    static void sort##V##W(const P *of, size n, Key key, Places next, const U *restrict in, U *restrict out)           \
+    LOOP void sort##V##W(const P *of, size n, Key key, Places next, const U *restrict in, U *restrict out)             \
     {                                                                                                                  \
         size step = n / LANES, i = 0;                                                                                  \
         for (; i < step; i++)                                                                                          \
@@ -194,7 +282,7 @@ LOOPS(8, uint64_t)
             out[next[LANES - 1][(uint8_t)(of[i] >> key.shift) & key.mask]++] = in[i];                                  \
     }                                                                                                                  \
                                                                                                                        \
-    static void unsort##V##W(const P *of, size n, Key key, Places next, const U *restrict in, U *restrict out)         \
+    LOOP void unsort##V##W(const P *of, size n, Key key, Places next, const U *restrict in, U *restrict out)           \
     {                                                                                                                  \
         size step = n / LANES, i = 0;                                                                                  \
         for (; i < step; i++)                                                                                          \
@@ -420,7 +508,7 @@ static PyObject *spread(PyObject *self, PyObject *args)
         for (; i < n; i++)
             set += bits[i / 8] >> (7 - i % 8) & 1;
         fits = a[1].len >= (set + 1) * width;
-#define CALL_spread(W, U) spread##W(bits, (const U *)a[1].buf, n, (U *)a[2].buf);
+#define CALL_spread(W, U) spread##W(bits, (const U *)a[1].buf, a[1].len / W, n, (U *)a[2].buf);
         if (fits)
             EACH_WIDTH(width, CALL_spread)
         END
@@ -573,7 +661,11 @@ static PyMethodDef methods[] = {
 /* Raised with every change of what a function takes or gives; kernels.py leaves another revision alone. */
 #define REVISION 1
 
-static int begun(PyObject *module) { return PyModule_AddIntConstant(module, "REVISION", REVISION); }
+static int begun(PyObject *module)
+{
+    prepare();
+    return PyModule_AddIntConstant(module, "REVISION", REVISION);
+}
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, begun}, {0, NULL}};
 
