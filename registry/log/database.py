@@ -12,22 +12,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mreg.registry import files
 from mreg.registry.log import folds
+from mreg.registry.log.attached import Attached, is_busy
 from mreg.registry.log.journal import Head
-from mreg.registry.log.reading import SCHEMA, Busy, Reader, Stale, bound, check_end, end_of, is_busy
+from mreg.registry.log.reading import SCHEMA, Busy, Reader, Stale, bound, check_end, end_of
 from mreg.registry.log.recorded import Recorded
 from mreg.registry.signals import put_off
 
 if TYPE_CHECKING:
     import duckdb
 else:
-    from mreg.registry.log.reading import duckdb
+    from mreg.registry.log.attached import duckdb
 
 MAX_CHUNK = 2_000
 """Rows in one bulk insert."""
@@ -115,18 +116,14 @@ class Database:
         Ctrl-C is put off meanwhile: DuckDB would end whatever it is doing, closing included, and keep the file locked.
         Raises Busy after `wait` seconds.
         """
-        with put_off() as signals:
-            connection = self._opened(signals)
-            try:
-                yield connection
-            finally:
-                connection.close()
+        with put_off() as signals, closing(self._attached(signals)) as opened:
+            yield opened.connection
 
-    def _opened(self, signals: Sequence[int]) -> duckdb.DuckDBPyConnection:
+    def _attached(self, signals: Sequence[int]) -> Attached:
         deadline = time.monotonic() + self.wait
         while True:
             try:
-                return duckdb.connect(str(self.path))
+                return Attached(self.path, read_only=False)
             except duckdb.Error as error:
                 if not is_busy(error):
                     raise
@@ -162,7 +159,18 @@ class Writing:
             self._columns = {name: Columns(**each) for name, each in told.items()}
         if table not in self._columns:
             raise Stale(f"registry.duckdb has no table {table}")
-        _put(self._connection, self._columns[table], [row])
+        columns = self._columns[table]
+        values = columns.values(row)
+        key = [values[name] for name in columns.key]
+        # Both in one statement, ON CONFLICT, take DuckDB four times as long.
+        if self.reader.one(f"SELECT 1 FROM {table} WHERE {columns.is_key}", key) is None:  # noqa: S608 our own names
+            marks = ", ".join("?" for _ in values)
+            sql = f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})"  # noqa: S608 our own names
+            self._connection.execute(bound(sql, list(values.values())))
+        elif others := [name for name in values if name not in columns.key and name not in columns.unique]:
+            changed = ", ".join(f"{name} = ?" for name in others)
+            sql = f"UPDATE {table} SET {changed} WHERE {columns.is_key}"  # noqa: S608 our own names
+            self._connection.execute(bound(sql, [*(values[name] for name in others), *key]))
 
     def get(self, table: str, key: folds.Key) -> folds.Row | None:
         """The row with this key: what the folds ask."""
@@ -196,16 +204,34 @@ class Columns:
     key: Sequence[str]
     unique: Sequence[str]
 
+    @property
+    def is_key(self) -> str:
+        """What is true of the row with a key, with a mark for each part of it."""
+        return " AND ".join(f"{name} = ?" for name in self.key)
+
+    def values(self, row: folds.Row) -> dict[str, Any]:
+        """What to put into each column, as `bound` takes it."""
+        return {name: _json(row[name]) if kind == "JSON" else row[name] for name, kind in self.types.items()}
+
+
+def _json(value: Any) -> str | None:
+    """As DuckDB itself writes it."""
+    return None if value is None else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
 
 def _columns(connection: duckdb.DuckDBPyConnection) -> dict[str, Columns]:
     """What DuckDB's catalog says. To ask it takes longer than to add an event, so the file keeps it too."""
     types: dict[str, dict[str, str]] = {}
     of_columns = (
-        "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal ORDER BY column_index"
+        "SELECT table_name, column_name, data_type FROM duckdb_columns() "
+        "WHERE NOT internal AND database_name = current_database() ORDER BY column_index"
     )
     for table, column, kind in connection.execute(of_columns).fetchall():
         types.setdefault(table, {})[column] = kind
-    of_constraints = "SELECT table_name, constraint_type, constraint_column_names FROM duckdb_constraints()"
+    of_constraints = (
+        "SELECT table_name, constraint_type, constraint_column_names FROM duckdb_constraints() "
+        "WHERE database_name = current_database()"
+    )
     constraints = connection.execute(of_constraints).fetchall()
     return {
         table: Columns(
@@ -233,22 +259,15 @@ def _recorded(row: folds.Row) -> Recorded:
 
 
 def _put(connection: duckdb.DuckDBPyConnection, columns: Columns, rows: Sequence[folds.Row]) -> None:
-    """Insert rows, or replace those with their keys: one statement for many, with their JSON in it.
+    """Insert rows that are not there: one statement for many, with their JSON in it.
 
     DuckDB does that 40 times faster than row by row, and values that were bound to the statement would have it import
     pandas to look at them, which takes longer than all the rest of a command that writes.
     """
     shape = json.dumps([columns.types])
-    names = ", ".join(columns.types)
     values = ", ".join(f"r.{name}" for name in columns.types)
-    key = ", ".join(columns.key)
-    others = [name for name in columns.types if name not in columns.key and name not in columns.unique]
-    changed = ", ".join(f"{name} = excluded.{name}" for name in others)
     source = "SELECT unnest(from_json(?, ?)) AS r"
-    sql = (
-        f"INSERT INTO {columns.table} ({names}) SELECT {values} FROM ({source}) "  # noqa: S608 our own names
-        f"ON CONFLICT ({key}) DO UPDATE SET {changed}"
-    )
+    sql = f"INSERT INTO {columns.table} ({', '.join(columns.types)}) SELECT {values} FROM ({source})"  # noqa: S608
     for start in range(0, len(rows), MAX_CHUNK):
         connection.execute(bound(sql, [json.dumps(rows[start : start + MAX_CHUNK]), shape]))
 

@@ -9,21 +9,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mreg.registry.errors import MregError
+from mreg.registry.log.attached import Attached, is_busy
 
 if TYPE_CHECKING:
     import duckdb
 else:
-    try:
-        # The library without the package around it, which looks up its own version and takes a third of the time that a
-        # reading command has.
-        import _duckdb as duckdb
-    except ImportError:
-        import duckdb
+    from mreg.registry.log.attached import duckdb
 
 SCHEMA = 5
 """Raised whenever a table changes shape; a database of another schema is rebuilt from the journal."""
@@ -88,7 +84,10 @@ def bound(sql: str, parameters: Sequence[Any]) -> str:
 def _literal(value: Any) -> str:
     if value is None:
         return "NULL"
-    if isinstance(value, bool | int | float):
+    if isinstance(value, float):
+        # Digits with a point would be a DECIMAL, and another number once they are a DOUBLE.
+        return f"'{value!r}'::DOUBLE"
+    if isinstance(value, bool | int):
         return repr(value)
     if isinstance(value, str):
         digits = value.encode(errors="replace").hex()
@@ -115,12 +114,6 @@ UNUSABLE = (Stale, duckdb.Error)
 _EMPTY = (0, "0" * 64)
 
 
-def is_busy(error: BaseException) -> bool:
-    """Whether a DuckDB error means that another process, or another thread of this one, has the file open."""
-    said = str(error)
-    return "Could not set lock on file" in said or "different configuration than existing" in said
-
-
 @contextmanager
 def reading(
     path: Path, *, head: Callable[[], tuple[int, str]], wait: float, notify: Callable[[str], None] = lambda _: None
@@ -131,8 +124,8 @@ def reading(
     it has the database, so the two agree unless one was killed. Raises Stale when they do not or when the database
     cannot be read, and Busy.
     """
-    with interruptible(), _connected(path, wait, notify) as connection:
-        reader = Reader(connection)
+    with interruptible(), closing(_attached(path, wait, notify)) as opened:
+        reader = Reader(opened.connection)
         check_end(reader, head())
         yield reader
 
@@ -166,14 +159,14 @@ def end_of(reader: Reader) -> tuple[int, str]:
     return _EMPTY if found["seq"] is None else (found["seq"], found["hash"])
 
 
-def _connected(path: Path, wait: float, notify: Callable[[str], None]) -> duckdb.DuckDBPyConnection:
+def _attached(path: Path, wait: float, notify: Callable[[str], None]) -> Attached:
     if not path.exists():
         raise Stale("registry.duckdb is missing")
     started = time.monotonic()
     told = False
     while True:
         try:
-            return duckdb.connect(str(path), read_only=True)
+            return Attached(path, read_only=True)
         except duckdb.Error as error:
             if not is_busy(error):
                 raise Stale(str(error)) from error

@@ -8,7 +8,8 @@ from typing import Any
 
 import duckdb
 from mreg.registry.errors import MregError
-from mreg.registry.log.reading import Busy, interruptible, is_busy
+from mreg.registry.log.attached import is_busy
+from mreg.registry.log.reading import Busy, interruptible
 
 
 class BadQuery(MregError):
