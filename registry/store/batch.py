@@ -47,6 +47,9 @@ class Store(Protocol):
     def wrote(self, digest: Digest, header: Envelope) -> None:
         """Hear that an object is in its place."""
 
+    def sync_shard(self, shard: str) -> None:
+        """Make the names of the objects that begin so durable."""
+
     def content(self, digest: Digest) -> Content:
         """An object, to be read. Raises MissingObject or DamagedObject."""
 
@@ -222,8 +225,8 @@ class Batch:
             (self._own_folder() / digest).rename(shard / digest[2:])
             self._store.wrote(digest, envelope)
         # Objects found in place are synced too: whoever renamed them there may not have come to it yet.
-        for shard in sorted({self._root / digest[:2] for digest in self._seen}):
-            sync_directory(shard)
+        for prefix in sorted({digest[:2] for digest in self._seen}):
+            self._store.sync_shard(prefix)
         if made_folder:
             sync_directory(self._root)
 

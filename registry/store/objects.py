@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from mreg.registry.digests import Buffer, Digest, is_digest
 from mreg.registry.errors import MregError
-from mreg.registry.files import StorageFailed, disk_errors
+from mreg.registry.files import StorageFailed, disk_errors, sync_directory
 from mreg.registry.store import envelope, framed
 from mreg.registry.store.batch import Batch
 from mreg.registry.store.contents import BadContent, Content, Predicted, RawContent, ResidualContent, SoloContent
@@ -63,6 +64,9 @@ class StoredObject:
 _State = tuple[int, int, int, int, int]
 """Device, inode, size, and when content and inode changed last, in ns: another one for each file that is written to."""
 
+_SETTLED = 10**9
+"""Nanoseconds after which a change of a folder gives it another time than the last one did."""
+
 _MOST_KNOWN = 1 << 16
 """Objects that are remembered."""
 
@@ -89,6 +93,7 @@ class ObjectStore:
         self._explain = explain
         self._base = f"{root}/"
         self._known: dict[Digest, _Known] = {}
+        self._synced: dict[str, _State] = {}
 
     def path(self, digest: Digest) -> Path:
         """Where the object called `digest` lies, or would."""
@@ -247,6 +252,16 @@ class ObjectStore:
     def wrote(self, digest: Digest, header: Envelope) -> None:
         """Remember an object that a batch has just put in its place: each frame of it was proved."""
         self._remember(digest, header, os.lstat(self._name(digest)), sound=True)
+
+    def sync_shard(self, shard: str) -> None:
+        """Make the names of the objects that begin so durable, if the folder has changed since this process did so."""
+        folder = self._base + shard
+        state = _state(os.stat(folder))
+        if self._synced.get(shard) == state:
+            return
+        sync_directory(folder)
+        if state[3] < time.time_ns() - _SETTLED:
+            self._synced[shard] = state
 
     def _remember(self, digest: Digest, header: Envelope, status: os.stat_result, *, sound: bool) -> None:
         if len(self._known) >= _MOST_KNOWN:
