@@ -38,7 +38,7 @@ def disk_errors(where: Path | None = None) -> Iterator[None]:
         raise StorageFailed(what, fix=_FIXES.get(error.errno or 0, "check the disk and run it again")) from error
 
 
-def sync_directory(folder: Path | str) -> None:
+def sync_directory(folder: Path) -> None:
     """Make the names inside `folder` durable."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -6,9 +6,10 @@ import os
 import secrets
 import shutil
 import threading
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate, islice
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 
 from mreg.registry import digests
@@ -17,13 +18,14 @@ from mreg.registry.files import disk_errors
 from mreg.registry.models.intake import Done, unheard
 from mreg.registry.models.manifest import FileEntry, Manifest
 from mreg.registry.plain import shown
+from mreg.registry.store.contents import Content
 from mreg.registry.store.objects import DamagedObject, ObjectStore
 from mreg.registry.store.spans import Span, write_all_at
 
 _WORKERS = min(8, os.cpu_count() or 1)
 
 _EXPECTED = 4 * _WORKERS
-"""Tensors that are read from the disk ahead of those that are being decoded."""
+"""Tensors that are opened, and read from the disk, ahead of those that are being decoded."""
 
 
 class DestinationTaken(MregError):
@@ -92,23 +94,31 @@ def _write_file(file: FileEntry, store: ObjectStore, fd: int, path: Path, progre
     whole.update(head)
     # Tensors are decoded beside each other, each to its own place; the file is hashed behind them, as it was written.
     with ThreadPoolExecutor(_WORKERS) as pool:
+        written: deque[tuple[int, Content, Future[int]]] = deque()
+
+        def finish() -> None:
+            start, _, size = written[0]
+            span = Span(fd, start, size.result())
+            with disk_errors(path):
+                for chunk in span.chunks():
+                    whole.update(chunk)
+            written.popleft()
+
         try:
-            written = [
-                pool.submit(store.copy_to, tensor.digest, _writer(fd, start, path, progress))
-                for tensor, start in zip(file.tensors, starts, strict=True)
-            ]
-            coming = iter(file.tensors)
-            for tensor in islice(coming, _EXPECTED):
-                store.expect(tensor.digest)
-            for each, start in zip(written, starts, strict=True):
-                for tensor in islice(coming, 1):
-                    store.expect(tensor.digest)
-                size = each.result()
-                with disk_errors(path):
-                    for chunk in Span(fd, start, size).chunks():
-                        whole.update(chunk)
+            for tensor, start in zip(file.tensors, starts, strict=True):
+                content = store.content(tensor.digest)
+                content.expect()
+                write = _writer(fd, start, path, progress)
+                written.append((start, content, pool.submit(store.copy_content, tensor.digest, content, write)))
+                if len(written) > _EXPECTED:
+                    finish()
+            while written:
+                finish()
         except BaseException:
             pool.shutdown(cancel_futures=True)
+            for _, content, size in written:
+                if size.cancelled():
+                    content.close()
             raise
     if whole.hexdigest() != file.digest:
         raise DamagedObject(

@@ -1,8 +1,9 @@
-/* The inner loops of the codecs of stored tensors. What each one means is said, and done in numpy, in kernels.py and
-   ordering.py; both give the same bytes.
+/* The inner loops of the codecs of stored tensors. What each one means is said, and done in numpy, in kernels.py,
+   ordering.py and stretches.py; both give the same bytes.
 
    Arrays come as buffers, and all that belong to one call must fit together, which is looked at before anything is
-   read. Nothing is allocated, and the GIL is let go of while a long loop runs. */
+   read. The GIL is let go of while a long loop runs: threads that often wait for it stand still half of the time, so
+   what happens between the loops of a stretch happens here too. */
 
 #define Py_LIMITED_API 0x030b0000
 #define PY_SSIZE_T_CLEAN
@@ -146,16 +147,15 @@ static size spread_by_eight(const uint8_t *bits, const void *values, size room, 
     {                                                                                                                  \
         size step = n / LANES;                                                                                         \
         for (int lane = 0; lane < LANES; lane++) {                                                                     \
-            size even[KEYS] = {0}, odd[KEYS] = {0};                                                                    \
+            size each[LANES][KEYS] = {{0}}; /* So that none waits for what another just counted. */                    \
             size i = lane * step, end = lane == LANES - 1 ? n : i + step;                                              \
-            for (; i + 1 < end; i += 2) {                                                                              \
-                even[(uint8_t)(of[i] >> key.shift) & key.mask]++;                                                      \
-                odd[(uint8_t)(of[i + 1] >> key.shift) & key.mask]++;                                                   \
-            }                                                                                                          \
-            if (i < end)                                                                                               \
-                even[(uint8_t)(of[i] >> key.shift) & key.mask]++;                                                      \
+            for (; i + LANES <= end; i += LANES)                                                                       \
+                for (int j = 0; j < LANES; j++)                                                                        \
+                    each[j][(uint8_t)(of[i + j] >> key.shift) & key.mask]++;                                           \
+            for (; i < end; i++)                                                                                       \
+                each[0][(uint8_t)(of[i] >> key.shift) & key.mask]++;                                                   \
             for (int k = 0; k < KEYS; k++)                                                                             \
-                counts[lane * KEYS + k] = even[k] + odd[k];                                                            \
+                counts[lane * KEYS + k] = each[0][k] + each[1][k] + each[2][k] + each[3][k];                           \
         }                                                                                                              \
     }                                                                                                                  \
                                                                                                                        \
@@ -460,104 +460,6 @@ static PyObject *ordered(PyObject *args, int back)
 static PyObject *sort(PyObject *self, PyObject *args) { return ordered(args, 0); }
 static PyObject *unsort(PyObject *self, PyObject *args) { return ordered(args, 1); }
 
-/* squeeze(width, differences, bits, values): returns how many values there are; values has room for one more. */
-static PyObject *squeeze(PyObject *self, PyObject *args)
-{
-    int width;
-    Py_buffer a[3];
-    if (!PyArg_ParseTuple(args, "iy*w*w*", &width, &a[0], &a[1], &a[2]))
-        return NULL;
-    size n = is_width(width) ? a[0].len / width : 0, found = 0;
-    int fits = holds(&a[0], width) && holds(&a[2], width) && a[1].len == (n + 7) / 8 && a[2].len >= (n + 1) * width;
-    if (fits) {
-        BEGIN(a[0].len)
-#define CALL_squeeze(W, U) found = squeeze##W((const U *)a[0].buf, n, (uint8_t *)a[1].buf, (U *)a[2].buf);
-        EACH_WIDTH(width, CALL_squeeze)
-        END
-    }
-    release(a, 3);
-    return fits ? PyLong_FromSsize_t(found) : misfit();
-}
-
-/* How many bits of the next eight bytes are set: added up in pairs, in fours, in bytes, and all together. */
-static size count_bits(const uint8_t *of)
-{
-    uint64_t bits;
-    memcpy(&bits, of, sizeof bits);
-    bits -= bits >> 1 & 0x5555555555555555u;
-    bits = (bits & 0x3333333333333333u) + (bits >> 2 & 0x3333333333333333u);
-    bits = (bits + (bits >> 4)) & 0x0f0f0f0f0f0f0f0fu;
-    return (size)(bits * 0x0101010101010101u >> 56);
-}
-
-/* spread(width, bits, values, out): values has room for one more than there are set bits. */
-static PyObject *spread(PyObject *self, PyObject *args)
-{
-    int width;
-    Py_buffer a[3];
-    if (!PyArg_ParseTuple(args, "iy*y*w*", &width, &a[0], &a[1], &a[2]))
-        return NULL;
-    size n = is_width(width) ? a[2].len / width : 0, set = 0;
-    int fits = holds(&a[1], width) && holds(&a[2], width) && a[0].len == (n + 7) / 8;
-    if (fits) {
-        const uint8_t *bits = a[0].buf;
-        BEGIN(a[2].len)
-        size i = 0;
-        for (; i + 64 <= n; i += 64)
-            set += count_bits(bits + i / 8);
-        for (; i < n; i++)
-            set += bits[i / 8] >> (7 - i % 8) & 1;
-        fits = a[1].len >= (set + 1) * width;
-#define CALL_spread(W, U) spread##W(bits, (const U *)a[1].buf, a[1].len / W, n, (U *)a[2].buf);
-        if (fits)
-            EACH_WIDTH(width, CALL_spread)
-        END
-    }
-    release(a, 3);
-    if (!fits)
-        return misfit();
-    Py_RETURN_NONE;
-}
-
-/* gaps(width, differences, gaps, values): returns how many gaps there are. As many values as differences are not zero,
-   and room for that many gaps and one for each LONGEST_GAP elements. */
-static PyObject *gaps(PyObject *self, PyObject *args)
-{
-    int width;
-    size found = -1;
-    Py_buffer a[3];
-    if (!PyArg_ParseTuple(args, "iy*w*w*", &width, &a[0], &a[1], &a[2]))
-        return NULL;
-    if (holds(&a[0], width) && holds(&a[2], width)) {
-        size n = a[0].len / width, most = a[2].len / width;
-        BEGIN(a[0].len)
-#define CALL_gaps(W, U) found = gaps##W((const U *)a[0].buf, n, (uint8_t *)a[1].buf, a[1].len, (U *)a[2].buf, most);
-        EACH_WIDTH(width, CALL_gaps)
-        END
-    }
-    release(a, 3);
-    return found >= 0 ? PyLong_FromSsize_t(found) : misfit();
-}
-
-/* leap(width, gaps, values, out): the inverse; False when the gaps lead out of the array or are not as many as values. */
-static PyObject *leap(PyObject *self, PyObject *args)
-{
-    int width, sound = 0;
-    Py_buffer a[3];
-    if (!PyArg_ParseTuple(args, "iy*y*w*", &width, &a[0], &a[1], &a[2]))
-        return NULL;
-    int fits = holds(&a[1], width) && holds(&a[2], width);
-    if (fits) {
-        size most = a[1].len / width, n = a[2].len / width;
-        BEGIN(a[0].len)
-#define CALL_leap(W, U) sound = leap##W((const uint8_t *)a[0].buf, a[0].len, (const U *)a[1].buf, most, n, (U *)a[2].buf);
-        EACH_WIDTH(width, CALL_leap)
-        END
-    }
-    release(a, 3);
-    return fits ? PyBool_FromLong(sound) : misfit();
-}
-
 /* set_bits(width, elements): all bits that are set in some element, as one number. */
 static PyObject *set_bits(PyObject *self, PyObject *args)
 {
@@ -648,18 +550,347 @@ static PyObject *same(PyObject *self, PyObject *args)
     return PyBool_FromLong(equal);
 }
 
+/* ---- planes and stretches in a frame: packing.py and stretches.py ---- */
+
+/* How a plane is stored. */
+enum { STORED, FILLED, ZSTD };
+/* What is said of a stretch. */
+enum { SAME, ALL, BITMAP, GAPS };
+/* Fewer bytes are not worth a zstd frame. */
+#define SMALLEST 24
+
+/* How many bits of the next eight bytes are set: added up in pairs, in fours, in bytes, and all together. */
+static size count_bits(const uint8_t *of)
+{
+    uint64_t bits;
+    memcpy(&bits, of, sizeof bits);
+    bits -= bits >> 1 & 0x5555555555555555u;
+    bits = (bits & 0x3333333333333333u) + (bits >> 2 & 0x3333333333333333u);
+    bits = (bits + (bits >> 4)) & 0x0f0f0f0f0f0f0f0fu;
+    return (size)(bits * 0x0101010101010101u >> 56);
+}
+
+/* How many of the first n bits are set. */
+static size count_set(const uint8_t *bits, size n)
+{
+    size set = 0, i = 0;
+    for (; i + 64 <= n; i += 64)
+        set += count_bits(bits + i / 8);
+    for (; i < n; i++)
+        set += bits[i / 8] >> (7 - i % 8) & 1;
+    return set;
+}
+
+/* Appends n bytes to a list. */
+static int put(PyObject *parts, const void *bytes, size n)
+{
+    PyObject *part = PyBytes_FromStringAndSize(bytes, n);
+    int done = part != NULL && PyList_Append(parts, part) == 0;
+    Py_XDECREF(part);
+    return done;
+}
+
+/* Appends a byte, unless it is -1, and a number, seven bits a byte, the lowest first. */
+static int put_number(PyObject *parts, int byte, size number)
+{
+    uint8_t bytes[1 + 10] = {(uint8_t)byte};
+    int n = byte < 0 ? 0 : 1;
+    for (; number > 0x7f; number >>= 7)
+        bytes[n++] = (uint8_t)(number & 0x7f) | 0x80;
+    bytes[n++] = (uint8_t)number;
+    return put(parts, bytes, n);
+}
+
+static int put_numbers(PyObject *parts, size one, size other)
+{
+    return put_number(parts, -1, one) && put_number(parts, -1, other);
+}
+
+static int put_plane(PyObject *parts, PyObject *compress, const uint8_t *plane, size n)
+{
+    if (n == 0)
+        return 1;
+    if (memcmp(plane, plane + 1, (size_t)n - 1) == 0) {
+        uint8_t filled[] = {FILLED, plane[0]};
+        return put(parts, filled, 2);
+    }
+    if (n >= SMALLEST) {
+        PyObject *view = PyMemoryView_FromMemory((char *)plane, n, PyBUF_READ);
+        PyObject *packed = view ? PyObject_CallFunctionObjArgs(compress, view, NULL) : NULL;
+        Py_XDECREF(view);
+        size length = packed ? PyBytes_Size(packed) : -1;
+        int pays = length >= 0 && length + 3 < n;
+        int done = length >= 0 && (!pays || (put_number(parts, ZSTD, length) && PyList_Append(parts, packed) == 0));
+        Py_XDECREF(packed);
+        if (!done || pays)
+            return done;
+    }
+    uint8_t stored = STORED;
+    return put(parts, &stored, 1) && put(parts, plane, n);
+}
+
+/* Appends elements as planes, from the lowest byte to the highest. `plane` has room for a byte of each. */
+static int put_elements(PyObject *parts, PyObject *compress, int width, const void *elements, size n, uint8_t *plane)
+{
+    if (width == 1)
+        return put_plane(parts, compress, elements, n);
+    uint64_t all = 0;
+    BEGIN(n * width)
+#define CALL_any_of(W, U) all = any##W((const U *)elements, n);
+    EACH_WIDTH(width, CALL_any_of)
+    END
+    int place = 0;
+    for (; place == 0 || (place < width && all >> (8 * place) != 0); place++) {
+        BEGIN(n * width)
+#define CALL_cut_of(W, U) cut##W((const U *)elements, n, 0, place, plane);
+        EACH_WIDTH(width, CALL_cut_of)
+        END
+        if (!put_plane(parts, compress, plane, n))
+            return 0;
+    }
+    const uint8_t filled[] = {FILLED, 0};
+    for (; n != 0 && place < width; place++)
+        if (!put(parts, filled, 2))
+            return 0;
+    return 1;
+}
+
+/* write_stretch(width, form, differences, changed, compress, marks, values, plane): returns a list of bytes.
+
+   The last three are room: for a byte of each difference, for all of them and one more, and for a byte of each. */
+static PyObject *write_stretch(PyObject *self, PyObject *args)
+{
+    int width, form;
+    size changed;
+    PyObject *compress;
+    Py_buffer a[4];
+    if (!PyArg_ParseTuple(args, "iiy*nOw*w*w*", &width, &form, &a[0], &changed, &compress, &a[1], &a[2], &a[3]))
+        return NULL;
+    int fits = holds(&a[0], width) && holds(&a[2], width) && form >= SAME && form <= GAPS;
+    size n = fits ? a[0].len / width : 0, gap = 0, found = 0;
+    fits = fits && a[1].len >= n && a[2].len >= (n + 1) * width && a[3].len >= n && changed >= 0 && changed <= n;
+    const void *differences = a[0].buf;
+    uint8_t *marks = a[1].buf;
+    void *values = a[2].buf;
+    if (fits && form == BITMAP) {
+        BEGIN(n * width)
+#define CALL_squeeze(W, U) found = squeeze##W((const U *)differences, n, marks, (U *)values);
+        EACH_WIDTH(width, CALL_squeeze)
+        END
+        fits = found == changed;
+    }
+    if (fits && form == GAPS) {
+        BEGIN(n * width)
+#define CALL_gaps(W, U) gap = gaps##W((const U *)differences, n, marks, n, (U *)values, changed);
+        EACH_WIDTH(width, CALL_gaps)
+        END
+        fits = gap >= 0;
+    }
+    PyObject *parts = fits ? PyList_New(0) : misfit();
+    int done = parts && put_number(parts, form, n);
+    if (done && form == ALL)
+        done = put_elements(parts, compress, width, differences, n, a[3].buf);
+    if (done && form == BITMAP)
+        done = put_plane(parts, compress, marks, (n + 7) / 8) &&
+               put_elements(parts, compress, width, values, changed, a[3].buf);
+    if (done && form == GAPS)
+        done = put_numbers(parts, changed, gap) && put_plane(parts, compress, marks, gap) &&
+               put_elements(parts, compress, width, values, changed, a[3].buf);
+    release(a, 4);
+    if (!done)
+        Py_CLEAR(parts);
+    return parts;
+}
+
+/* A frame that is being read. `decompress(packed, size)` gives the bytes of a plane. */
+typedef struct {
+    const uint8_t *bytes;
+    size at, end;
+    PyObject *decompress;
+} Frame;
+
+/* A plane that was read: in the frame itself, or in the object that owns it. */
+typedef struct {
+    const uint8_t *bytes;
+    PyObject *owner;
+} Plane;
+
+static int wrong(const char *what)
+{
+    PyErr_SetString(PyExc_ValueError, what);
+    return 0;
+}
+
+static int get_byte(Frame *frame, int *byte)
+{
+    if (frame->at == frame->end)
+        return wrong("it is cut short");
+    *byte = frame->bytes[frame->at++];
+    return 1;
+}
+
+static int get_number(Frame *frame, size most, size *number)
+{
+    uint64_t value = 0;
+    for (int shift = 0, byte = 0x80; byte & 0x80; shift += 7) {
+        if (shift > 63)
+            return wrong("a length does not end");
+        if (!get_byte(frame, &byte))
+            return 0;
+        uint64_t more = (uint64_t)(byte & 0x7f);
+        value |= more << shift;
+        if (value > (uint64_t)most || more << shift >> shift != more) {
+            PyErr_Format(PyExc_ValueError, "a length is larger than %zd", most);
+            return 0;
+        }
+    }
+    *number = (size)value;
+    return 1;
+}
+
+/* The next bytes, for reading. */
+static const uint8_t *get_bytes(Frame *frame, size n)
+{
+    if (n > frame->end - frame->at) {
+        wrong("it is cut short");
+        return NULL;
+    }
+    frame->at += n;
+    return frame->bytes + frame->at - n;
+}
+
+/* The owner of the plane is the caller's to release. */
+static int get_plane(Frame *frame, size n, Plane *plane)
+{
+    int kind, byte;
+    size length;
+    plane->owner = NULL;
+    plane->bytes = frame->bytes;
+    if (n == 0)
+        return 1;
+    if (!get_byte(frame, &kind))
+        return 0;
+    if (kind == STORED)
+        return (plane->bytes = get_bytes(frame, n)) != NULL;
+    if (kind == FILLED) {
+        if (!get_byte(frame, &byte) || !(plane->owner = PyBytes_FromStringAndSize(NULL, n)))
+            return 0;
+        memset(PyBytes_AsString(plane->owner), byte, (size_t)n);
+    } else if (kind == ZSTD) {
+        const uint8_t *packed;
+        if (!get_number(frame, n, &length) || !(packed = get_bytes(frame, length)))
+            return 0;
+        PyObject *view = PyMemoryView_FromMemory((char *)packed, length, PyBUF_READ);
+        plane->owner = view ? PyObject_CallFunction(frame->decompress, "On", view, n) : NULL;
+        Py_XDECREF(view);
+        if (!plane->owner || PyBytes_Size(plane->owner) != n) {
+            Py_CLEAR(plane->owner);
+            return PyErr_Occurred() ? 0 : wrong("a plane has another length than it should");
+        }
+    } else {
+        PyErr_Format(PyExc_ValueError, "a plane is stored in the unknown way %d", kind);
+        return 0;
+    }
+    plane->bytes = (const uint8_t *)PyBytes_AsString(plane->owner);
+    return 1;
+}
+
+/* Elements that put_elements appended. */
+static int get_elements(Frame *frame, int width, size n, void *out)
+{
+    Plane planes[WIDEST];
+    uint8_t *bytes[WIDEST];
+    int held = 0;
+    for (; held < width && get_plane(frame, n, &planes[held]); held++)
+        bytes[held] = (uint8_t *)planes[held].bytes;
+    if (held == width) {
+        BEGIN(n * width)
+#define CALL_join_of(W, U) join##W(bytes, n, 0, (U *)out);
+        EACH_WIDTH(width, CALL_join_of)
+        END
+    }
+    for (int place = 0; place < held; place++)
+        Py_XDECREF(planes[place].owner);
+    return held == width;
+}
+
+static int get_stretch(Frame *frame, int width, int form, size n, void *values, void *out)
+{
+    size changed, count;
+    Plane marks;
+    int done = 0, sound = 0;
+    switch (form) {
+    case SAME: memset(out, 0, (size_t)(n * width)); return 1;
+    case ALL: return get_elements(frame, width, n, out);
+    case BITMAP:
+        if (!get_plane(frame, (n + 7) / 8, &marks))
+            return 0;
+        changed = count_set(marks.bytes, n);
+        done = get_elements(frame, width, changed, values);
+        if (done) {
+            BEGIN(n * width)
+#define CALL_spread(W, U) spread##W(marks.bytes, (const U *)values, changed + 1, n, (U *)out);
+            EACH_WIDTH(width, CALL_spread)
+            END
+        }
+        Py_XDECREF(marks.owner);
+        return done;
+    case GAPS:
+        if (!get_number(frame, n, &changed) || !get_number(frame, changed + n / LONGEST_GAP, &count) ||
+            !get_plane(frame, count, &marks))
+            return 0;
+        done = get_elements(frame, width, changed, values);
+        if (done) {
+            BEGIN(n * width)
+#define CALL_leap(W, U) sound = leap##W(marks.bytes, count, (const U *)values, changed, n, (U *)out);
+            EACH_WIDTH(width, CALL_leap)
+            END
+        }
+        Py_XDECREF(marks.owner);
+        return done && (sound || wrong("it changes elements that are not there"));
+    }
+    PyErr_Format(PyExc_ValueError, "a stretch is stored in the unknown way %d", form);
+    return 0;
+}
+
+/* read_stretches(width, frame, at, decompress, values, out): returns where in the frame they end.
+
+   `values` is room for as many elements as `out` has and one more. */
+static PyObject *read_stretches(PyObject *self, PyObject *args)
+{
+    int width, form;
+    size count;
+    Frame frame;
+    Py_buffer a[3];
+    if (!PyArg_ParseTuple(args, "iy*nOw*w*", &width, &a[0], &frame.at, &frame.decompress, &a[1], &a[2]))
+        return NULL;
+    frame.bytes = a[0].buf;
+    frame.end = a[0].len;
+    int sound = holds(&a[1], width) && holds(&a[2], width) && a[1].len >= a[2].len + width && frame.at >= 0 &&
+                frame.at <= frame.end;
+    if (!sound)
+        misfit();
+    for (size done = 0, n = sound ? a[2].len / width : 0; sound && done < n; done += count) {
+        sound = get_byte(&frame, &form) && get_number(&frame, n - done, &count) &&
+                (count != 0 || wrong("a stretch has no elements")) &&
+                get_stretch(&frame, width, form, count, a[1].buf, (char *)a[2].buf + done * width);
+    }
+    release(a, 3);
+    return sound ? PyLong_FromSsize_t(frame.at) : NULL;
+}
+
 static PyMethodDef methods[] = {
     {"difference", difference, METH_VARARGS, NULL}, {"add", add, METH_VARARGS, NULL},
     {"count", count, METH_VARARGS, NULL},           {"sort", sort, METH_VARARGS, NULL},
-    {"unsort", unsort, METH_VARARGS, NULL},         {"squeeze", squeeze, METH_VARARGS, NULL},
-    {"spread", spread, METH_VARARGS, NULL},         {"gaps", gaps, METH_VARARGS, NULL},
-    {"leap", leap, METH_VARARGS, NULL},             {"set_bits", set_bits, METH_VARARGS, NULL},
+    {"unsort", unsort, METH_VARARGS, NULL},         {"set_bits", set_bits, METH_VARARGS, NULL},
     {"cut", cut, METH_VARARGS, NULL},               {"join", join, METH_VARARGS, NULL},
-    {"same", same, METH_VARARGS, NULL},             {NULL, NULL, 0, NULL},
+    {"same", same, METH_VARARGS, NULL},             {"write_stretch", write_stretch, METH_VARARGS, NULL},
+    {"read_stretches", read_stretches, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
 };
 
 /* Raised with every change of what a function takes or gives; kernels.py leaves another revision alone. */
-#define REVISION 1
+#define REVISION 2
 
 static int begun(PyObject *module)
 {

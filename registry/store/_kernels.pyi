@@ -3,6 +3,8 @@
 The first argument is the width of an element in bytes. Arrays are buffers. All raise ValueError for a misfit.
 """
 
+from collections.abc import Callable
+
 from typing_extensions import Buffer
 
 REVISION: int
@@ -16,11 +18,27 @@ def sort(
 def unsort(
     width: int, of: Buffer, shift: int, mask: int, counts: Buffer, column_width: int, column: Buffer, out: Buffer, /
 ) -> None: ...
-def squeeze(width: int, differences: Buffer, bits: Buffer, values: Buffer, /) -> int: ...
-def spread(width: int, bits: Buffer, values: Buffer, out: Buffer, /) -> None: ...
-def gaps(width: int, differences: Buffer, gaps: Buffer, values: Buffer, /) -> int: ...
-def leap(width: int, gaps: Buffer, values: Buffer, out: Buffer, /) -> bool: ...
 def set_bits(width: int, elements: Buffer, /) -> int: ...
 def cut(width: int, elements: Buffer, rotate: bool, place: int, plane: Buffer, /) -> None: ...
 def join(width: int, planes: tuple[Buffer, ...], rotate: bool, out: Buffer, /) -> None: ...
 def same(a: Buffer, b: Buffer, /) -> bool: ...
+def write_stretch(
+    width: int,
+    form: int,
+    differences: Buffer,
+    changed: int,
+    compress: Callable[[memoryview], bytes],
+    marks: Buffer,
+    values: Buffer,
+    plane: Buffer,
+    /,
+) -> list[bytes]: ...
+def read_stretches(
+    width: int,
+    frame: Buffer,
+    at: int,
+    decompress: Callable[[memoryview, int], bytes],
+    values: Buffer,
+    out: Buffer,
+    /,
+) -> int: ...

@@ -39,6 +39,9 @@ class Content(Protocol):
         They are valid until the next but one is asked for, and while somebody refers to them after it was closed.
         """
 
+    def expect(self) -> None:
+        """Have the system begin to read the files, before somebody waits for them."""
+
     def close(self) -> None:
         """Let go of the files."""
 
@@ -57,6 +60,10 @@ class RawContent:
         view = self._memory.next()[: stop - start]
         self._span.read_into(view, start)
         return view
+
+    def expect(self) -> None:
+        """See `Content`."""
+        _expect(self._span.fd)
 
     def close(self) -> None:
         """See `Content`."""
@@ -84,6 +91,10 @@ class SoloContent:
             return planes.decode(self._frames.read(number), stop - start, self.envelope.dtype or "U8", into)
         except planes.BadFrame as error:
             raise BadContent(f"has a frame that cannot be decoded ({error})") from error
+
+    def expect(self) -> None:
+        """See `Content`."""
+        _expect(self._fd)
 
     def close(self) -> None:
         """See `Content`."""
@@ -113,11 +124,22 @@ class ResidualContent:
         except deltas.BadFrame as error:
             raise BadContent(f"has a frame that cannot be decoded ({error})") from error
 
+    def expect(self) -> None:
+        """See `Content`."""
+        _expect(self._fd)
+        self._predicted.expect()
+
     def close(self) -> None:
         """See `Content`."""
         self._memory.close()
         os.close(self._fd)
         self._predicted.close()
+
+
+def _expect(fd: int) -> None:
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 _free: deque[bytearray] = deque(maxlen=16)
@@ -189,6 +211,11 @@ class Predicted:
         except UnknownOperation as error:
             raise BadContent(f"is a residual of something unknown: {error}") from error
         return memoryview(elements.view("u1").data)
+
+    def expect(self) -> None:
+        """See `Content`."""
+        for content in self._inputs:
+            content.expect()
 
     def close(self) -> None:
         """Let go of the inputs."""

@@ -18,7 +18,7 @@ from mreg.registry.store.ordering import Array, Order, order_of
 from mreg.registry.store.packing import BadFrame as BadFrame
 from mreg.registry.store.packing import Reader, Writer
 from mreg.registry.store.scratch import scratch
-from mreg.registry.store.stretches import Flags, read_flags, read_stretches, stretches, write_stretch
+from mreg.registry.store.stretches import Flags, read_flags, read_stretches, write_stretches
 
 _SOLO, _DELTA = range(2)
 _ORDERED, _ZERO, _SIGNED_ZERO = 1, 2, 4
@@ -79,8 +79,7 @@ def _encode(content: Buffer, predicted: Buffer, dtype: str) -> tuple[bytes, Orde
         kept = ~zeros
         ends = _counts_until(kept, ends)
         differences = np.compress(kept, differences)
-    for start, stop in stretches(ends):
-        write_stretch(writer, differences[start:stop])
+    write_stretches(writer, differences, ends)
     frame = writer.frame()
     if len(frame) > _UNRELATED * len(content):
         solo = planes.encode(content, dtype)

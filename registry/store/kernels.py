@@ -1,7 +1,8 @@
 """The inner loops of the codecs of stored tensors, over whole chunks of elements.
 
 They are compiled (`_kernels.c`) where mreg came as a wheel or there was a C compiler at its installation, otherwise in
-numpy. Both give the same bytes. Arrays are flat and contiguous, elements unsigned integers.
+numpy. Both give the same bytes. Arrays are flat and contiguous, elements unsigned integers. Those of stretches
+(`squeeze`, `spread`, `gaps`, `leap`) are in numpy alone here: compiled, a stretch is written in one go.
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ import numpy.typing as npt
 from mreg.registry.digests import Buffer
 from mreg.registry.models.weights import same_bytes
 from mreg.registry.store.layouts import Unsigned
-from mreg.registry.store.scratch import scratch
 
 compiled: Any = None
 """The compiled loops, if there are any."""
 
-_REVISION = 1
+_REVISION = 2
 """Of `_kernels.c`: what was compiled from an older one and left lying is not used."""
 
 with suppress(ImportError):
@@ -66,15 +66,7 @@ def add(differences: Unsigned, parents: Unsigned, out: Unsigned) -> None:
 
 
 def squeeze(differences: Unsigned) -> tuple[Plane, Unsigned]:
-    """A bit for each difference that is not zero, the highest of a byte first, and those differences less one.
-
-    What is given is scratch.
-    """
-    count = len(differences)
-    if compiled is not None:
-        bits = scratch("bits", -(-count // 8))
-        values = scratch("values", count + 1, differences.dtype)
-        return bits, values[: compiled.squeeze(differences.itemsize, differences, bits, values)]
+    """A bit for each difference that is not zero, the highest of a byte first, and those differences less one."""
     flags = differences != 0
     found = np.compress(flags, differences)
     found -= 1
@@ -83,32 +75,19 @@ def squeeze(differences: Unsigned) -> tuple[Plane, Unsigned]:
 
 def spread(bits: Plane, read: Callable[[Unsigned], None], out: Unsigned) -> None:
     """The inverse of `squeeze`. `read` is called once, to fill an array with as many values as bits are set."""
-    count = len(out)
-    if compiled is None:
-        places = np.flatnonzero(np.unpackbits(bits, count=count))
-        values = np.empty(len(places), out.dtype)
-        read(values)
-        values += 1
-        out[:] = 0
-        out[places] = values
-        return
-    present = int(np.bitwise_count(bits).sum(dtype=np.intp))
-    if count % 8:
-        present -= (int(bits[-1]) & (0xFF >> count % 8)).bit_count()
-    values = scratch("values", present + 1, out.dtype)
-    read(values[:present])
-    compiled.spread(out.itemsize, bits, values, out)
+    places = np.flatnonzero(np.unpackbits(bits, count=len(out)))
+    values = np.empty(len(places), out.dtype)
+    read(values)
+    values += 1
+    out[:] = 0
+    out[places] = values
 
 
-def gaps(differences: Unsigned, changed: int) -> tuple[Plane, Unsigned]:
-    """How many zeros stand before each of the `changed` other differences, a byte each, and those differences less one.
+def gaps(differences: Unsigned) -> tuple[Plane, Unsigned]:
+    """How many zeros stand before each of the other differences, a byte each, and those differences less one.
 
-    A byte of 255 stands for as many zeros and goes on. What is given is scratch.
+    A byte of 255 stands for as many zeros and goes on.
     """
-    if compiled is not None:
-        between = scratch("gaps", changed + len(differences) // LONGEST_GAP)
-        values = scratch("values", changed, differences.dtype)
-        return between[: compiled.gaps(differences.itemsize, differences, between, values)], values
     places = np.flatnonzero(differences)
     values = differences.take(places)
     values -= 1
@@ -124,8 +103,6 @@ def gaps(differences: Unsigned, changed: int) -> tuple[Plane, Unsigned]:
 
 def leap(between: Plane, values: Unsigned, out: Unsigned) -> bool:
     """The inverse of `gaps`. False when they lead out of `out` or are another number than the values."""
-    if compiled is not None:
-        return bool(compiled.leap(out.itemsize, between, values, out))
     is_place = between != LONGEST_GAP
     places = np.compress(is_place, np.cumsum(between + is_place.astype(np.intp)) - 1)
     if len(places) != len(values) or (len(places) and places[-1] >= len(out)):

@@ -64,6 +64,9 @@ class StoredObject:
 _State = tuple[int, int, int, int, int]
 """Device, inode, size, and when content and inode changed last, in ns: another one for each file that is written to."""
 
+_HEADER = 1 << 10
+"""Bytes read at once of an object; the headers of most are shorter."""
+
 _SETTLED = 10**9
 """Nanoseconds after which a change of a folder gives it another time than the last one did."""
 
@@ -179,30 +182,17 @@ class ObjectStore:
         except MissingObject as error:
             raise self._damaged(of[0], f"it is a residual of {digest[:12]}, which is not in the store") from error
 
-    def expect(self, digest: Digest) -> None:
-        """Have the system begin to read an object, and all that it needs, before somebody waits for it.
-
-        What is wrong with it is told to whoever reads it.
-        """
-        try:
-            fd = self._open_file(digest)
-            try:
-                if hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(fd)
-            for each in self.envelope(digest).inputs:
-                self.expect(each)
-        except (MregError, OSError, RecursionError):
-            return
-
     def copy_to(self, digest: Digest, write: Callable[[memoryview], object]) -> int:
         """Hand the content to `write`, chunk by chunk, and return its size.
 
         Raises DamagedObject after the last chunk when the content is not what the name says: what `write` was given
         must then be thrown away.
         """
-        with closing(self.content(digest)) as content:
+        return self.copy_content(digest, self.content(digest), write)
+
+    def copy_content(self, digest: Digest, content: Content, write: Callable[[memoryview], object]) -> int:
+        """The same, of a content that was opened before, which is closed."""
+        with closing(content):
             hasher = content.envelope.hasher()
             for number in range(framed.frame_count(content.envelope.size)):
                 chunk = memoryview(self._chunk(digest, content, number)).cast("B")
@@ -255,8 +245,8 @@ class ObjectStore:
 
     def sync_shard(self, shard: str) -> None:
         """Make the names of the objects that begin so durable, if the folder has changed since this process did so."""
-        folder = self._base + shard
-        state = _state(os.stat(folder))
+        folder = self.root / shard
+        state = _state(folder.stat())
         if self._synced.get(shard) == state:
             return
         sync_directory(folder)
@@ -420,8 +410,9 @@ class ObjectStore:
         if not stat.S_ISREG(status.st_mode):
             raise self._damaged(digest, "it is not a regular file")
         try:
-            start = envelope.PREFIX + envelope.header_length(os.pread(fd, envelope.PREFIX, 0))
-            header = envelope.parse(os.pread(fd, start, 0))
+            raw = os.pread(fd, _HEADER, 0)
+            start = envelope.PREFIX + envelope.header_length(raw[: envelope.PREFIX])
+            header = envelope.parse(raw[:start] if start <= _HEADER else os.pread(fd, start, 0))
         except BadEnvelope as error:
             raise self._damaged(digest, f"it {error}") from error
         if header.encoding == "raw" and status.st_size != start + header.size:

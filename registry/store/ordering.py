@@ -152,9 +152,9 @@ def _indexed(elements: Unsigned, shift: int, mask: int) -> _Indexed:
 
 
 def _ends(counts: npt.NDArray[np.intp]) -> list[int]:
-    ends = np.cumsum(np.sum(counts, axis=0))
-    found: list[int] = np.unique(ends[ends > 0]).tolist()
-    return found
+    totals = counts.sum(axis=0)
+    ends: list[int] = totals.cumsum()[totals > 0].tolist()
+    return ends
 
 
 def _scratches(name: str, like: Sequence[Array]) -> list[Array]:

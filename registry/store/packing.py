@@ -7,7 +7,7 @@ stored; who reads it knows. No more is ever allocated for a plane than that leng
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import zstandard
@@ -25,6 +25,10 @@ _SMALLEST = 24
 """Fewer bytes are not worth a zstd frame."""
 _SAMPLE = 1 << 12
 """The bytes of a plane on which the two ways to compress are compared."""
+
+
+Decompress = Callable[[memoryview, int], bytes]
+"""Given what is packed and the size of what comes out."""
 
 
 class BadFrame(ValueError):
@@ -61,6 +65,15 @@ class Writer:
     def frame(self) -> bytes:
         """Everything so far."""
         return b"".join(self._parts)
+
+    def add(self, parts: list[bytes]) -> None:
+        """What compiled code wrote, which had planes compressed by `compress`."""
+        self._parts += parts
+
+    @property
+    def compress(self) -> Callable[[memoryview], bytes]:
+        """How a plane of numbers becomes a zstd frame."""
+        return _tools.numbers.compress
 
     def byte(self, value: int) -> None:
         """One byte."""
@@ -125,6 +138,15 @@ class Reader:
         self._frame = memoryview(frame).cast("B")
         self._at = 0
 
+    def compiled(self, work: Callable[[memoryview, int, Decompress], int]) -> None:
+        """Have compiled code read on from where this has got to, and say how far it got."""
+        try:
+            self._at = work(self._frame, self._at, _decompressed)
+        except BadFrame:
+            raise
+        except ValueError as error:
+            raise BadFrame(str(error)) from error
+
     def byte(self) -> int:
         """One byte."""
         if self._at == len(self._frame):
@@ -179,7 +201,7 @@ class Reader:
         return self._frame[self._at - count : self._at]
 
 
-def _decompressed(packed: memoryview, size: int) -> Any:
+def _decompressed(packed: memoryview, size: int) -> bytes:
     try:
         # What is allocated is what the frame says, so that is looked at first.
         if zstandard.frame_content_size(packed) != size:

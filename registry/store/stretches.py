@@ -27,8 +27,30 @@ _ALL_PAY = 0.6
 """From this share on, differences of zero take less than bits."""
 
 
-def stretches(ends: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """What lies between the ends, short ones together with the next."""
+def write_stretches(writer: Writer, differences: Unsigned, ends: Sequence[int]) -> None:
+    """Write all differences, in stretches between these ends; short ones together with the next."""
+    count = len(differences)
+    # Room that the compiled loops work in.
+    marks, plane, values = (
+        scratch("marks", count),
+        scratch("plane", count),
+        scratch("values", count + 1, differences.dtype),
+    )
+    for start, stop in _long_ones(ends):
+        stretch = differences[start:stop]
+        changed = int(np.count_nonzero(stretch))
+        form = _form(changed, len(stretch))
+        if kernels.compiled is None:
+            _write_stretch(writer, form, stretch, changed)
+            continue
+        writer.add(
+            kernels.compiled.write_stretch(
+                stretch.itemsize, form, stretch, changed, writer.compress, marks, values, plane
+            )
+        )
+
+
+def _long_ones(ends: Sequence[int]) -> Iterator[tuple[int, int]]:
     start = 0
     for end in ends:
         if end - start >= _STRETCH or (end == ends[-1] and end > start):
@@ -36,17 +58,18 @@ def stretches(ends: Sequence[int]) -> Iterator[tuple[int, int]]:
             start = end
 
 
-def write_stretch(writer: Writer, differences: Unsigned) -> None:
-    """Write one stretch, in the form that fits the share of elements that changed."""
-    count, changed = len(differences), int(np.count_nonzero(differences))
+def _form(changed: int, count: int) -> int:
+    """The one that fits the share of elements that changed."""
     if not changed:
-        form = _SAME
-    elif changed < _BITS_PAY * count:
-        form = _GAPS
-    else:
-        form = _BITMAP if changed < _ALL_PAY * count else _ALL
+        return _SAME
+    if changed < _BITS_PAY * count:
+        return _GAPS
+    return _BITMAP if changed < _ALL_PAY * count else _ALL
+
+
+def _write_stretch(writer: Writer, form: int, differences: Unsigned, changed: int) -> None:
     writer.byte(form)
-    writer.number(count)
+    writer.number(len(differences))
     if form == _ALL:
         writer.elements(differences)
     elif form == _BITMAP:
@@ -54,7 +77,7 @@ def write_stretch(writer: Writer, differences: Unsigned) -> None:
         writer.plane(bits)
         writer.elements(values)
     elif form == _GAPS:
-        gaps, values = kernels.gaps(differences, changed)
+        gaps, values = kernels.gaps(differences)
         writer.number(changed)
         writer.number(len(gaps))
         writer.plane(gaps)
@@ -63,6 +86,14 @@ def write_stretch(writer: Writer, differences: Unsigned) -> None:
 
 def read_stretches(reader: Reader, out: Unsigned) -> Unsigned:
     """Fill `out`, all of it, with the differences of stretches. Raises BadFrame."""
+    if kernels.compiled is not None:
+        values = scratch("values", len(out) + 1, out.dtype)
+        reader.compiled(
+            lambda frame, at, decompress: kernels.compiled.read_stretches(
+                out.itemsize, frame, at, decompress, values, out
+            )
+        )
+        return out
     at = 0
     while at < len(out):
         form, count = reader.byte(), reader.number(len(out) - at)

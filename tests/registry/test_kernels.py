@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mreg.registry.store import deltas, kernels, planes
+from mreg.registry.store import deltas, kernels, planes, stretches
+from mreg.registry.store.packing import BadFrame, Reader, Writer
+from mreg.registry.store.stretches import read_stretches, write_stretches
 
 from tests.chunks import DTYPES, changed
 
@@ -65,53 +67,86 @@ def test_differences_are_the_same_and_added_give_the_elements_back(elements: Any
     assert (np.count_nonzero(elements != parents), elements.tobytes()) == (ours[0], ours[2])
 
 
-@given(arrays(many_zeros=True))
-def test_what_is_squeezed_is_the_same_and_can_be_spread_again(differences: Any) -> None:
-    def work() -> tuple[bytes, bytes, bytes]:
-        bits, values = (one.copy() for one in kernels.squeeze(differences))
-        back = np.empty_like(differences)
-        kernels.spread(bits, lambda out: np.copyto(out, values), back)
-        return bits.tobytes(), values.tobytes(), back.tobytes()
+@st.composite
+def cuts(draw: st.DrawFn, count: int) -> list[int]:
+    """Where stretches of an array may end."""
+    return [*sorted(draw(st.sets(st.integers(1, max(1, count - 1)), max_size=4))), count] if count > 1 else [count]
+
+
+def written(differences: Any, ends: list[int]) -> bytes:
+    writer = Writer()
+    write_stretches(writer, differences, ends)
+    return writer.frame()
+
+
+def read(frame: bytes, count: int, width: int) -> tuple[str, bytes]:
+    """What went wrong, or nothing, and the differences."""
+    reader, out = Reader(frame), np.full(count, 7, f"<u{width}")
+    try:
+        read_stretches(reader, out)
+        reader.end()
+    except BadFrame as error:
+        return str(error), b""
+    return "", out.tobytes()
+
+
+@given(arrays(many_zeros=True), st.data())
+def test_stretches_are_the_same_and_can_be_read_again(differences: Any, data: st.DataObject) -> None:
+    ends = data.draw(cuts(len(differences)))
+
+    def work() -> tuple[bytes, tuple[str, bytes]]:
+        # As short as they come, each for itself.
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(stretches, "_STRETCH", 1)
+            frame = written(differences, ends)
+        return frame, read(frame, len(differences), differences.itemsize)
 
     ours, theirs = both(work)
 
     assert theirs == ours
-    assert differences.tobytes() == ours[2]
+    assert ("", differences.tobytes()) == ours[1]
 
 
-@given(arrays(many_zeros=True))
-def test_gaps_are_the_same_and_can_be_leapt_again(differences: Any) -> None:
-    def work() -> tuple[bytes, bytes, bytes, bool]:
-        between, values = (one.copy() for one in kernels.gaps(differences, int(np.count_nonzero(differences))))
-        back = np.empty_like(differences)
-        sound = kernels.leap(between, values, back)
-        return between.tobytes(), values.tobytes(), back.tobytes(), sound
+@given(arrays(many_zeros=True), st.data())
+def test_damaged_stretches_are_told_in_the_same_words(differences: Any, data: st.DataObject) -> None:
+    frame = bytearray(written(differences, [len(differences)]))
+    for _ in range(data.draw(st.integers(1, 3))):
+        if frame:
+            at = data.draw(st.integers(0, min(len(frame) - 1, 40)))
+            frame[at] = data.draw(st.integers(0, 255))
+    cut = bytes(frame[: data.draw(st.integers(0, len(frame)))])
+    count = max(0, len(differences) + data.draw(st.integers(-2, 2)))
 
-    ours, theirs = both(work)
+    for each in (bytes(frame), cut):
+        ours, theirs = both(lambda each=each: read(each, count, differences.itemsize))
 
-    assert theirs == ours
-    assert (differences.tobytes(), True) == ours[2:]
+        assert theirs == ours
 
 
 @given(
     st.sampled_from(WIDTHS),
     st.lists(st.integers(0, 255) | st.just(255), max_size=40),
     st.integers(0, 45),
-    st.integers(0, 3000),
+    st.integers(1, 3000),
 )
 def test_gaps_that_make_no_sense_are_told_and_lead_nowhere(
     width: int, found: list[int], present: int, count: int
 ) -> None:
-    between, values = np.array(found, np.uint8), np.arange(present).astype(f"<u{width}")
+    by_gaps, stored = 3, 0
+    writer = Writer()
+    writer.byte(by_gaps)
+    for number in (count, present, len(found)):
+        writer.number(number)
+    for plane in [bytes(found), *[bytes(range(present))] * width]:
+        writer.add([bytes([stored]), plane] if plane else [])
 
-    def work() -> tuple[bool, bytes]:
-        out = np.zeros(count, values.dtype)
-        sound = kernels.leap(between, values, out)
-        return sound, out.tobytes() if sound else b""
-
-    ours, theirs = both(work)
+    ours, theirs = both(lambda: read(writer.frame(), count, width))
 
     assert theirs == ours
+    places = np.flatnonzero(np.array(found) != kernels.LONGEST_GAP)
+    last = sum(found[: places[-1] + 1]) + len(places) - 1 if len(places) else -1
+    fits = present <= count and len(found) <= present + count // kernels.LONGEST_GAP
+    assert (ours[0] == "") == (fits and len(places) == present and last < count)
 
 
 @given(arrays(), st.booleans())
@@ -159,6 +194,7 @@ def test_what_was_compiled_from_older_loops_is_not_used(monkeypatch: pytest.Monk
 
 U16 = np.zeros(8, np.uint16)
 U8 = np.zeros(8, np.uint8)
+ROOM = np.zeros(9, np.uint16)
 COUNTS = np.zeros((4, 256), np.intp)
 
 
@@ -177,14 +213,16 @@ COUNTS = np.zeros((4, 256), np.intp)
         lambda c: c.sort(2, U16, 7, 255, COUNTS + 8, 2, U16, U16.copy()),
         lambda c: c.unsort(2, U16, 7, 255, COUNTS, 4, U16, U16.copy()),
         lambda c: c.unsort(2, U16, 7, 255, COUNTS, 1, U16, U16.copy()),
-        lambda c: c.squeeze(2, U16, np.empty(1, np.uint8), np.empty(8, np.uint16)),
-        lambda c: c.squeeze(2, U16, np.empty(2, np.uint8), np.empty(9, np.uint16)),
-        lambda c: c.spread(2, np.full(1, 255, np.uint8), np.empty(8, np.uint16), U16.copy()),
-        lambda c: c.spread(2, np.zeros(2, np.uint8), np.empty(8, np.uint16), U16.copy()),
-        lambda c: c.gaps(2, U16 + np.uint16(1), np.empty(7, np.uint8), np.empty(8, np.uint16)),
-        lambda c: c.gaps(2, U16 + np.uint16(1), np.empty(9, np.uint8), np.empty(7, np.uint16)),
-        lambda c: c.gaps(2, U16, np.empty(9, np.uint8), np.empty(1, np.uint16)),
-        lambda c: c.leap(2, U8, U8[:3], U16.copy()),
+        lambda c: c.write_stretch(2, 9, U16, 0, bytes, U8.copy(), ROOM.copy(), U8.copy()),
+        lambda c: c.write_stretch(2, 1, U16, 9, bytes, U8.copy(), ROOM.copy(), U8.copy()),
+        lambda c: c.write_stretch(2, 1, U16, 0, bytes, U8[:7].copy(), ROOM.copy(), U8.copy()),
+        lambda c: c.write_stretch(2, 1, U16, 0, bytes, U8.copy(), U16.copy(), U8.copy()),
+        lambda c: c.write_stretch(2, 1, U16, 0, bytes, U8.copy(), ROOM.copy(), U8[:7].copy()),
+        lambda c: c.write_stretch(2, 2, U16, 3, bytes, U8.copy(), ROOM.copy(), U8.copy()),
+        lambda c: c.write_stretch(2, 3, U16, 3, bytes, U8.copy(), ROOM.copy(), U8.copy()),
+        lambda c: c.read_stretches(2, b"", 1, bytes, ROOM.copy(), U16.copy()),
+        lambda c: c.read_stretches(2, b"", -1, bytes, ROOM.copy(), U16.copy()),
+        lambda c: c.read_stretches(2, b"", 0, bytes, U16.copy(), U16.copy()),
         lambda c: c.cut(2, U16, False, 2, U8.copy()),
         lambda c: c.cut(2, U16, False, -1, U8.copy()),
         lambda c: c.cut(2, U16, False, 0, U8[:7].copy()),
@@ -218,3 +256,23 @@ def test_what_is_no_array_is_refused() -> None:
         kernels.compiled.difference(2, U16[::2], U16[::2], U16[:4].copy())
     with pytest.raises(TypeError):
         kernels.compiled.join(1, (None,), False, np.zeros(8, np.uint8))
+
+
+def test_what_goes_wrong_in_python_comes_through() -> None:
+    def refuse(*_: object) -> bytes:
+        raise RuntimeError("no")
+
+    elements = np.arange(3000, dtype=np.uint16)
+    frame = written(elements, [len(elements)])
+
+    room = (np.empty(3000, np.uint8), np.empty(3001, np.uint16), np.empty(3000, np.uint8))
+    with pytest.raises(RuntimeError, match="no"):
+        kernels.compiled.write_stretch(2, 1, elements, 3000, refuse, *room)
+    with pytest.raises(TypeError):
+        kernels.compiled.write_stretch(2, 1, elements, 3000, lambda _: None, *room)
+    with pytest.raises(RuntimeError, match="no"):
+        kernels.compiled.read_stretches(2, frame, 0, refuse, room[1], elements.copy())
+    with pytest.raises(TypeError):
+        kernels.compiled.read_stretches(2, frame, 0, lambda *_: None, room[1], elements.copy())
+    with pytest.raises(ValueError, match="another length"):
+        kernels.compiled.read_stretches(2, frame, 0, lambda *_: b"short", room[1], elements.copy())
