@@ -22,7 +22,7 @@ from mreg.registry import Registry
 from bench import chain, codecs, models, others
 from bench.chain import BASE, FAMILY
 from bench.measure import MREG, Line, call, command, in_turns, out_folder, told
-from bench.others import Keeper, size_of
+from bench.others import Keeper, run, size_of
 
 ROUNDS = 3
 PLAIN, RECIPES, COMMANDS = "mreg", "mreg, recipes", "mreg, commands"
@@ -87,17 +87,17 @@ class Commands:
         """See `Keeper`."""
         member = next(member for member in FAMILY if member.name == version)
         if not member.transform:
-            command([MREG, "import", folder], cwd=self.root)
+            run([MREG, "import", folder], self.root)
             self._names.setdefault(version, "v1")
             return
         others = [word for role, name in member.others for word in ("--with", f"{role}={self._names[name]}")]
         words = ["--from", self._names[member.source], *others, "--transform", "elsewhere"]
-        command([MREG, "record", *words, "--output", folder], cwd=self.root)
+        run([MREG, "record", *words, "--output", folder], self.root)
         self._names[version] = f"v{len(self._names) + 1}"
 
     def check_out(self, version: str, folder: Path) -> None:
         """See `Keeper`."""
-        command([MREG, "checkout", self._names[version], folder], cwd=self.root)
+        run([MREG, "checkout", self._names[version], folder], self.root)
 
     def stored(self) -> int:
         """See `Keeper`."""

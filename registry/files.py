@@ -28,7 +28,7 @@ _FIXES = {
 
 
 @contextmanager
-def disk_errors(where: Path | None = None) -> Iterator[None]:
+def disk_errors(where: Path | str | None = None) -> Iterator[None]:
     """Turn an OSError inside into StorageFailed, naming the path (`where`, when the error has none) and what to do."""
     try:
         yield

@@ -9,10 +9,12 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import accumulate
 from pathlib import Path
 
 from mreg.registry import digests
+from mreg.registry.digests import Digest
 from mreg.registry.errors import MregError
 from mreg.registry.files import disk_errors
 from mreg.registry.models.intake import Done, unheard
@@ -42,9 +44,9 @@ def check_out(
 ) -> None:
     """Write a version's files into `destination`, which must not exist or be an empty folder.
 
-    It appears whole or not at all: the files are written beside it, verified tensor by tensor and file by file, and
-    renamed into place. When they reach the disk is left to the system, as `cp` and `git checkout` do: the store has
-    what a power cut takes. Raises DestinationTaken, MissingObject, DamagedObject or StorageFailed.
+    It appears whole or not at all: the files are written beside it, verified and renamed into place. When they reach
+    the disk is left to the system, as `cp` and `git checkout` do: the store has what a power cut takes. Raises
+    DestinationTaken, MissingObject, DamagedObject or StorageFailed.
     """
     if os.path.lexists(destination) and not _is_empty_folder(destination):
         raise DestinationTaken(f"{shown(str(destination))} is already there", fix="name a new or an empty folder")
@@ -92,39 +94,49 @@ def _write_file(file: FileEntry, store: ObjectStore, fd: int, path: Path, progre
     starts = list(accumulate((tensor.size for tensor in file.tensors), initial=len(head)))[:-1]
     whole = digests.file_hasher()
     whole.update(head)
-    # Tensors are decoded beside each other, each to its own place; the file is hashed behind them, as it was written.
+    # Tensors are decoded beside each other, each to its own place; the file is hashed behind them, as it was written,
+    # which proves where they lie too.
     with ThreadPoolExecutor(_WORKERS) as pool:
-        written: deque[tuple[int, Content, Future[int]]] = deque()
+        begun: deque[tuple[Span, Content, Future[None]]] = deque()
 
         def finish() -> None:
-            start, _, size = written[0]
-            span = Span(fd, start, size.result())
+            span, _, done = begun[0]
+            done.result()
             with disk_errors(path):
                 for chunk in span.chunks():
                     whole.update(chunk)
-            written.popleft()
+            begun.popleft()
 
         try:
             for tensor, start in zip(file.tensors, starts, strict=True):
                 content = store.content(tensor.digest)
                 content.expect()
                 write = _writer(fd, start, path, progress)
-                written.append((start, content, pool.submit(store.copy_content, tensor.digest, content, write)))
-                if len(written) > _EXPECTED:
+                done = pool.submit(_decode, store, tensor.digest, content, write)
+                begun.append((Span(fd, start, content.envelope.size), content, done))
+                if len(begun) > _EXPECTED:
                     finish()
-            while written:
+            while begun:
                 finish()
         except BaseException:
             pool.shutdown(cancel_futures=True)
-            for _, content, size in written:
-                if size.cancelled():
+            for _, content, done in begun:
+                if done.cancelled():
                     content.close()
             raise
     if whole.hexdigest() != file.digest:
+        for tensor in file.tensors:
+            store.copy_to(tensor.digest, lambda _chunk: None)
         raise DamagedObject(
             f"the parts of {file.path} are sound, but together they are not the file that was recorded",
             fix="`mreg fsck` says what is wrong; import the model again",
         )
+
+
+def _decode(store: ObjectStore, digest: Digest, content: Content, write: Callable[[memoryview], None]) -> None:
+    with closing(content):
+        for chunk in store.chunks(digest, content):
+            write(chunk)
 
 
 def _writer(fd: int, start: int, path: Path, progress: Callable[[int], None]) -> Callable[[memoryview], None]:

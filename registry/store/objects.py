@@ -100,9 +100,12 @@ class ObjectStore:
 
     def path(self, digest: Digest) -> Path:
         """Where the object called `digest` lies, or would."""
+        return Path(self._file(digest))
+
+    def _file(self, digest: Digest) -> str:
         if not is_digest(digest):
             raise MissingObject(f"{digest!r} is not the name of an object", fix="`mreg fsck` says what refers to it")
-        return self.root / digest[:2] / digest[2:]
+        return self._name(digest)
 
     def batch(self) -> Batch:
         """A context that writes objects durably, all or none. Use it once."""
@@ -110,7 +113,7 @@ class ObjectStore:
 
     def has(self, digest: Digest) -> bool:
         """Whether there is an object of this name; says nothing about its content."""
-        return os.path.lexists(self.path(digest))
+        return os.path.lexists(self._file(digest))
 
     def size(self, digest: Digest) -> int:
         """The bytes of its content. Raises MissingObject or DamagedObject."""
@@ -120,7 +123,7 @@ class ObjectStore:
     def disk_size(self, digest: Digest) -> int:
         """The bytes that it takes in the store. Raises MissingObject."""
         try:
-            return os.lstat(self.path(digest)).st_size
+            return os.lstat(self._file(digest)).st_size
         except FileNotFoundError as error:
             raise _missing(digest) from error
 
@@ -156,7 +159,7 @@ class ObjectStore:
             raise self._damaged(of[0], "it is a residual of itself")
         fd = self._open_file(digest)
         try:
-            with disk_errors(self.path(digest)):
+            with disk_errors(self._name(digest)):
                 header, start = self._read_header(digest, fd)
                 if header.encoding == "raw":
                     return RawContent(header, fd, start)
@@ -188,19 +191,19 @@ class ObjectStore:
         Raises DamagedObject after the last chunk when the content is not what the name says: what `write` was given
         must then be thrown away.
         """
-        return self.copy_content(digest, self.content(digest), write)
-
-    def copy_content(self, digest: Digest, content: Content, write: Callable[[memoryview], object]) -> int:
-        """The same, of a content that was opened before, which is closed."""
-        with closing(content):
+        with closing(self.content(digest)) as content:
             hasher = content.envelope.hasher()
-            for number in range(framed.frame_count(content.envelope.size)):
-                chunk = memoryview(self._chunk(digest, content, number)).cast("B")
+            for chunk in self.chunks(digest, content):
                 hasher.update(chunk)
                 write(chunk)
             if hasher.hexdigest() != digest:
                 raise self._damaged(digest, "its content does not hash to its name")
             return content.envelope.size
+
+    def chunks(self, digest: Digest, content: Content) -> Iterator[memoryview]:
+        """What an opened object holds, chunk by chunk; not verified. Raises DamagedObject."""
+        for number in range(framed.frame_count(content.envelope.size)):
+            yield memoryview(self._chunk(digest, content, number)).cast("B")
 
     def read_bytes(self, digest: Digest) -> bytes:
         """The whole content, verified. For small objects. Raises MissingObject or DamagedObject."""
@@ -364,7 +367,7 @@ class ObjectStore:
         """The checked header of an object and where its payload lies, encoded or not."""
         fd = self._open_file(digest)
         try:
-            with disk_errors(self.path(digest)):
+            with disk_errors(self._name(digest)):
                 header, start = self._read_header(digest, fd)
                 size = os.fstat(fd).st_size
             yield header, Span(fd, start, size - start)
@@ -373,14 +376,14 @@ class ObjectStore:
 
     def _chunks(self, digest: Digest, data: Span) -> Iterator[memoryview]:
         try:
-            with disk_errors(self.path(digest)):
+            with disk_errors(self._name(digest)):
                 yield from data.chunks()
         except EOFError as error:
             raise self._damaged(digest, "it got shorter while being read") from error
 
     def _chunk(self, digest: Digest, content: Content, number: int) -> Buffer:
         try:
-            with disk_errors(self.path(digest)):
+            with disk_errors(self._name(digest)):
                 return content.chunk(number)
         except EOFError as error:
             raise self._damaged(digest, "it got shorter while being read") from error
@@ -388,21 +391,21 @@ class ObjectStore:
             raise self._damaged(digest, f"it {error}") from error
 
     def _open_file(self, digest: Digest) -> int:
-        path = self.path(digest)
+        shard, name = os.path.split(self._file(digest))
         try:
-            shard = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            folder = os.open(shard, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise _missing(digest) from error
         except OSError as error:
             raise self._damaged(digest, f"its folder cannot be opened ({error.strerror})") from error
         try:
-            return os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=shard)
+            return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
         except FileNotFoundError as error:
             raise _missing(digest) from error
         except OSError as error:
             raise self._damaged(digest, f"it cannot be opened ({error.strerror})") from error
         finally:
-            os.close(shard)
+            os.close(folder)
 
     def _read_header(self, digest: Digest, fd: int) -> tuple[Envelope, int]:
         """The envelope of an open object, and where it ends."""
