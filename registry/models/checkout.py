@@ -26,8 +26,8 @@ from mreg.registry.store.spans import Span, write_all_at
 
 _WORKERS = min(8, os.cpu_count() or 1)
 
-_EXPECTED = 4 * _WORKERS
-"""Tensors that are opened, and read from the disk, ahead of those that are being decoded."""
+_EXPECTED = 32
+"""Tensors that are opened, and read from the disk, ahead of those that are done; each has a few files open."""
 
 
 class DestinationTaken(MregError):
