@@ -62,6 +62,7 @@ class Attached:
                 engine = _engine()
                 self.connection, alias = engine.attach(str(path), read_only=read_only)
                 self._detach = weakref.finalize(self, engine.detach, self.connection, alias)
+                self._detach.atexit = False
         except BaseException:
             # Ctrl-C was put off until the file was open.
             self.close()
