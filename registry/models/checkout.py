@@ -26,8 +26,8 @@ from mreg.registry.store.spans import Span, write_all_at
 
 _WORKERS = min(8, os.cpu_count() or 1)
 
-_EXPECTED = 32
-"""Tensors that are opened, and read from the disk, ahead of those that are done; each has a few files open."""
+_OPEN = 96
+"""Objects that are open, and read from the disk, ahead of those that are done."""
 
 
 class DestinationTaken(MregError):
@@ -114,7 +114,7 @@ def _write_file(file: FileEntry, store: ObjectStore, fd: int, path: Path, progre
                 write = _writer(fd, start, path, progress)
                 done = pool.submit(_decode, store, tensor.digest, content, write)
                 begun.append((Span(fd, start, content.envelope.size), content, done))
-                if len(begun) > _EXPECTED:
+                while sum(content.files for _, content, _ in begun) > _OPEN:
                     finish()
             while begun:
                 finish()

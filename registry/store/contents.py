@@ -32,6 +32,8 @@ class Content(Protocol):
     """What can be read of an object."""
 
     envelope: Envelope
+    files: int
+    """How many it has open."""
 
     def chunk(self, number: int) -> Buffer:
         """Bytes `number · CHUNK` to `(number + 1) · CHUNK`, or to the end. Raises EOFError or BadContent.
@@ -51,6 +53,7 @@ class RawContent:
 
     def __init__(self, envelope: Envelope, fd: int, start: int) -> None:
         self.envelope = envelope
+        self.files = 1
         self._span = Span(fd, start, envelope.size)
         self._memory = _Memory(envelope)
 
@@ -76,6 +79,7 @@ class SoloContent:
 
     def __init__(self, envelope: Envelope, fd: int, start: int) -> None:
         self.envelope = envelope
+        self.files = 1
         self._fd = fd
         self._frames = Frames(fd, start, envelope.size)
         self._memory = _Memory(envelope)
@@ -107,6 +111,7 @@ class ResidualContent:
 
     def __init__(self, envelope: Envelope, fd: int, start: int, predicted: Predicted) -> None:
         self.envelope = envelope
+        self.files = 1 + predicted.files
         self._fd = fd
         self._frames = Frames(fd, start, envelope.size)
         self._predicted = predicted
@@ -211,6 +216,11 @@ class Predicted:
         except UnknownOperation as error:
             raise BadContent(f"is a residual of something unknown: {error}") from error
         return memoryview(elements.view("u1").data)
+
+    @property
+    def files(self) -> int:
+        """How many files the inputs have open."""
+        return sum(content.files for content in self._inputs)
 
     def expect(self) -> None:
         """See `Content`."""
