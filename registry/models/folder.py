@@ -81,7 +81,7 @@ def look(
     source: Path,
     *,
     exclude: Sequence[str] = (),
-    trust: Collection[Mark] = (),
+    trust: Collection[str] = (),
     follow_symlinks: bool = False,
 ) -> FolderListing:
     """List the model at `source`, a folder or a single `.safetensors` or `.gguf` file.

@@ -150,7 +150,8 @@ class Search:
                 merges.append((merged.steps, Origin(versions, kind, 0.0, self._shared(versions[0]), said)))
 
         for adapter in self.adapters:
-            if (base := near.get(adapter.base)) is not None:  # type: ignore[arg-type]  # None is no key of it
+            base = None if adapter.base is None else near.get(adapter.base)
+            if base is not None:
                 sources = self._stored(base), self._stored(adapter)
                 note("fuse", (base, adapter), kinship_merges.as_fused(*sources, self._config(adapter), self.model))
         for some in pieces.adding_up(list(near), 2)[:MOST_TRIED] if not merges else ():

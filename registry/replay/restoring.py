@@ -172,7 +172,7 @@ def _put(registry: Registry, batch: Batch, version: Version, step: Step, remade:
     inputs = [(role, _version(registry, digest)) for role, digest in step.inputs]
     wanted = registry.manifest(version).objects()
     trust = {mark for _, one in inputs for mark in one.marks}
-    listing = look(remade.folder, trust=trust)  # type: ignore[arg-type]  # marks are what `trust` takes
+    listing = look(remade.folder, trust=trust)
     guesses = candidates.NOTHING
     if not any(there.digest == version.digest for there in registry.refs().values()):
         guesses = candidates.of_step(

@@ -84,7 +84,7 @@ def _check_environments(registry: Registry, planned: ReplayPlan, asked: Asked, k
 def _output(registry: Registry, name: str, folder: Path, one: KeptStep) -> Remade:
     trusted = {mark for version in registry.versions() for mark in version.marks}
     try:
-        manifest = store_folder(look(folder / "output", trust=trusted), None)  # type: ignore[arg-type]  # known marks
+        manifest = store_folder(look(folder / "output", trust=trusted), None)
     except MregError as error:
         raise Refused(f"what {name} gave is damaged ({error.message})", fix=_OVER) from error
     if manifest.version_digest != one.output:

@@ -210,7 +210,7 @@ class Work:
             return
         trusted = {mark for _, version in begun.ready.inputs for mark in version.marks}
         try:
-            listing = look(begun.job.output, trust=trusted)  # type: ignore[arg-type]  # marks are what `trust` takes
+            listing = look(begun.job.output, trust=trusted)
             manifest = store_folder(listing, None)
             content = content_of(manifest, config_of(listing))
             data = self._data(step, begun.job)

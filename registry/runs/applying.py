@@ -365,7 +365,7 @@ def keep(
 
     Code and pickles that the inputs were trusted with may come out again: `trust` has their marks.
     """
-    listing = look(output, exclude=exclude, trust=set(trust))  # type: ignore[arg-type]  # marks are what `trust` takes
+    listing = look(output, exclude=exclude, trust=set(trust))
     with registry.store.batch() as batch:
         guesses = NOTHING if guess is None else guess(listing)
         content = take_in(listing, batch, lambda done, total: None, guesses)
